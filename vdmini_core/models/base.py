@@ -1,0 +1,143 @@
+"""What a family is: the few things that differ between architectures, behind one small interface.
+
+Shape letters: B batch, F frames, C channels, H height, W width (pixels), h w (latent), D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from vdmini_core.pruning.plan import Plan
+
+Variant = Literal["removed", "replaced"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The smallest thing that may be removed: a (ResBlock, Attention) pair, a U-Net block, a DiT layer.
+
+    Attributes:
+        name: stable name: `D.1.pair.1`, `D.1`, `M`, `U.2.pair.0`, `double.7`.
+        kind: `pair`, `block` or `layer`.
+        modules: dotted paths of its modules inside the denoiser.
+        parameters: number of its parameters.
+        flops: floating point operations of one pass (two per multiply-add), batch 1.
+        removable: whether surgery can express its removal on its own.
+        reason: why not, where it is not removable.
+    """
+
+    name: str
+    kind: Literal["pair", "block", "layer"]
+    modules: tuple[str, ...]
+    parameters: int
+    flops: int
+    removable: bool
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able data."""
+        return {**asdict(self), "modules": list(self.modules)}
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the denoiser is told beside the noisy sample, for a batch of clips.
+
+    `tensors` holds named tensors whose first dimension is B (SVD: `image_latents` (B, C, h, w),
+    `image_embeds` (B, 1, D), `added_time_ids` (B, 3)), so that a batch can be sliced, cached and sent.
+    """
+
+    tensors: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return next(iter(self.tensors.values())).shape[0]
+
+    def slice(self, start: int, stop: int) -> Conditions:
+        """Rows `start` to `stop` of every tensor."""
+        return Conditions({name: tensor[start:stop] for name, tensor in self.tensors.items()})
+
+    def select(self, index: Tensor) -> Conditions:
+        """The rows `index` (1-d long) of every tensor."""
+        return Conditions({name: tensor[index] for name, tensor in self.tensors.items()})
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditions:
+        """Move every tensor; cast the floating ones."""
+        return Conditions({name: t.to(device, dtype if t.is_floating_point() else None) for name, t in self.tensors.items()})
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How a pipeline directory wants to be sampled (its `vdmini.json`, or the family's defaults)."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+    steps: int
+    guidance: float = 1.0
+    motion_bucket_id: int = 127
+    noise_aug_strength: float = 0.02
+    decode_chunk_size: int = 8
+
+
+@runtime_checkable
+class Family(Protocol):
+    """One model family; implementations are stateless and registered by pipeline class name."""
+
+    name: str
+    denoiser_name: str  # component name in the pipeline: "unet" or "transformer"
+
+    def units(self, denoiser: nn.Module, settings: SamplingSettings, granularity: str = "both") -> list[Unit]:
+        """Every unit in the order the data meets them, with parameters and FLOPs."""
+        ...
+
+    def bypass(self, denoiser: nn.Module, unit: str, variant: Variant, seed: int = 0) -> AbstractContextManager[None]:
+        """Within the context the unit is removed or replaced; afterwards the model is as before."""
+        ...
+
+    def feature_points(self, denoiser: nn.Module) -> dict[str, str]:
+        """Unit or block name -> dotted path of the module whose output is its feature (B*F, C, h, w)."""
+        ...
+
+    def prune(self, denoiser: nn.Module, removed: Sequence[str]) -> nn.Module:
+        """A new, smaller denoiser with the kept weights copied by the plan's own name map."""
+        ...
+
+    def prepare_conditions(
+        self, pipeline: Any, first_frames_BHWC: Tensor, settings: SamplingSettings, seed: int
+    ) -> Conditions:
+        """First frames uint8 (B, H, W, 3) -> what the denoiser is conditioned on."""
+        ...
+
+    def encode_clips(self, pipeline: Any, clips_BFHWC: Tensor) -> Tensor:
+        """Clips uint8 (B, F, H, W, 3) -> scaled latents (B, F, C, h, w)."""
+        ...
+
+    def decode_latents(self, pipeline: Any, latents_BFChw: Tensor, settings: SamplingSettings) -> Tensor:
+        """Scaled latents (B, F, C, h, w) -> clips uint8 (B, F, H, W, 3)."""
+        ...
+
+    def noise(self, denoiser: nn.Module, settings: SamplingSettings, seeds: Sequence[int]) -> Tensor:
+        """Unit Gaussian noise (B, F, C, h, w), one generator per clip so that batches do not matter."""
+        ...
+
+    def denoise(self, denoiser: nn.Module, noisy_BFChw: Tensor, sigma_B: Tensor, conditions: Conditions) -> Tensor:
+        """One call of the denoiser with the base model's own preconditioning: predicted clean latents."""
+        ...
+
+    def sample(
+        self, pipeline: Any, denoiser: nn.Module, noise_BFChw: Tensor, conditions: Conditions, settings: SamplingSettings
+    ) -> Tensor:
+        """Unit noise -> clean latents (B, F, C, h, w), equal to the stock pipeline's own sampling."""
+        ...
+
+    def training_sigmas(self, settings: SamplingSettings, count: int, generator: torch.Generator) -> Tensor:
+        """Noise levels (count,) for recovery: the top level alone for a one-step teacher."""
+        ...

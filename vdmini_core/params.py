@@ -1,0 +1,334 @@
+"""Typed parameters: `params.yaml` -> one frozen model per stage; unknown keys name the nearest known one.
+
+Values live here, live objects (models, clients, loaders) are passed as arguments. After `load_params`
+only these objects travel.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from vdmini_core.errors import ParamsError
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, no unknown keys, no NaN or infinite numbers, defaults checked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class BaseParams(Section):
+    """What every stage needs."""
+
+    seed: int = Field(0, ge=0, lt=2**31, description="root of every random number")
+    threads: int = Field(1, ge=1, le=256, description="torch threads per process; bytes depend on it")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+
+
+class SplitClips(Section):
+    """Clips per split."""
+
+    train: int = Field(256, ge=1)
+    validation: int = Field(32, ge=1)
+    test: int = Field(64, ge=2)
+
+
+class PrepareParams(Section):
+    """Videos -> clips of one shape."""
+
+    source: Literal["procedural", "folder"] = "procedural"
+    videos: str | None = Field(None, description="folder tree of videos, for source: folder")
+    frames: int = Field(8, ge=2, le=256)
+    height: int = Field(64, ge=16, le=4096, multiple_of=8)
+    width: int = Field(64, ge=16, le=4096, multiple_of=8)
+    fps: float = Field(8.0, gt=0, le=240, description="clips are sampled by time at this rate")
+    level: Literal["easy", "normal", "hard"] = Field("normal", description="difficulty of procedural clips")
+    clips: SplitClips = SplitClips()
+    max_clips_per_video: int = Field(64, ge=1, description="a long film must not drown the others")
+    min_motion: float = Field(
+        0.5, ge=0, description="mean absolute change between frames (0-255) below which a clip is static"
+    )
+    decode_timeout_s: float = Field(60.0, gt=0, description="per file, in a worker that is killed beyond it")
+    workers: int = Field(2, ge=1, le=256, description="decoding processes")
+
+    @model_validator(mode="after")
+    def _folder_needs_videos(self) -> PrepareParams:
+        if self.source == "folder" and not self.videos:
+            raise ValueError("source: folder needs `videos`, the folder to read (or use --videos DIR)")
+        return self
+
+
+class TeacherTrainParams(Section):
+    """Training of a teacher of our own (`source: train`)."""
+
+    size: Literal["nano", "mini"] = "mini"
+    vae_steps: int = Field(1500, ge=1)
+    steps: int = Field(4000, ge=1)
+    batch_size: int = Field(8, ge=1)
+    learning_rate: float = Field(1e-3, gt=0, lt=1)
+
+
+class TeacherParams(Section):
+    """Where the pretrained teacher comes from."""
+
+    source: Literal["bundled", "path", "hub", "train"] = "bundled"
+    bundled: str = Field("mini", description="name of a teacher shipped with the package: mini, nano")
+    path: str | None = Field(None, description="diffusers pipeline directory, for source: path")
+    hub_id: str | None = Field(None, description="owner/name on the Hugging Face hub, for source: hub")
+    revision: str | None = Field(None, description="commit of the hub repository, pinned")
+    train: TeacherTrainParams = TeacherTrainParams()
+
+    @model_validator(mode="after")
+    def _source_is_complete(self) -> TeacherParams:
+        if self.source == "path" and not self.path:
+            raise ValueError("source: path needs `path`, a diffusers pipeline directory")
+        if self.source == "hub" and not self.hub_id:
+            raise ValueError("source: hub needs `hub_id`, as owner/name")
+        return self
+
+
+class SamplingParams(Section):
+    """How teacher and student sample; None follows the pipeline directory's own `vdmini.json`."""
+
+    steps: int | None = Field(None, ge=1, le=1000, description="denoising steps")
+    guidance: float | None = Field(None, ge=1, description="classifier-free guidance scale, 1 is off")
+    batch_size: int = Field(8, ge=1)
+
+
+class ProfileParams(Section):
+    """Sensitivity of every unit."""
+
+    clips: int = Field(32, ge=4, description="validation clips each unit is tried on")
+    granularity: Literal["pair", "block", "both"] = "both"
+    variants: tuple[Literal["removed", "replaced"], ...] = Field(("removed", "replaced"), min_length=1)
+    timing_repeats: int = Field(3, ge=1)
+    workers: int = Field(2, ge=1, description="Ray tasks at once")
+
+
+class PlanParams(Section):
+    """What to remove."""
+
+    recipe: Literal["paper", "auto", "manual", "magnitude", "random"] = "auto"
+    units: tuple[str, ...] = Field((), description="units to remove, for recipe: manual")
+    max_params_ratio: float | None = Field(None, gt=0, le=1, description="student / teacher parameters")
+    max_flops_ratio: float | None = Field(None, gt=0, le=1, description="student / teacher FLOPs")
+    max_latency_ratio: float | None = Field(None, gt=0, le=1, description="needs a frozen timing file")
+    timing: str | None = Field(None, description="frozen timing file under timing/, for max_latency_ratio")
+    metric: Literal["total", "content", "motion", "paired"] = Field(
+        "paired", description="which damage of the profile the automatic recipe minimises"
+    )
+
+    @model_validator(mode="after")
+    def _budget_fits_recipe(self) -> PlanParams:
+        budgets = (self.max_params_ratio, self.max_flops_ratio, self.max_latency_ratio)
+        if self.recipe in ("auto", "magnitude", "random") and not any(b is not None for b in budgets):
+            raise ValueError(
+                f"recipe: {self.recipe} needs a budget: max_params_ratio, max_flops_ratio or max_latency_ratio"
+            )
+        if self.max_latency_ratio is not None and not self.timing:
+            raise ValueError("max_latency_ratio needs `timing`, a frozen file of measured unit times")
+        if self.recipe == "manual" and not self.units:
+            raise ValueError("recipe: manual needs `units`, the names to remove (see `vdmini inspect`)")
+        return self
+
+
+class PruneParams(Section):
+    """Surgery."""
+
+    verify: bool = Field(True, description="reload the student and compare one forward pass exactly")
+
+
+class DistillParams(Section):
+    """ICMD recovery: L = L_task + lambda_icd L_ICD + lambda_mca L_MCA (paper Sec. 3.3, Table 5)."""
+
+    steps: int = Field(200, ge=1)
+    batch_size: int = Field(8, ge=1, description="clips per step over all workers")
+    workers: int = Field(2, ge=1, description="Ray Train workers")
+    learning_rate: float = Field(3e-4, gt=0, lt=1)
+    temporal_learning_rate_scale: float = Field(1.0, gt=0, le=10)
+    head_learning_rate: float = Field(3e-4, gt=0, lt=1, description="discriminator heads")
+    warmup_steps: int = Field(10, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    lambda_task: float = Field(1.0, ge=0)
+    lambda_icd: float = Field(0.1, ge=0)
+    lambda_mca: float = Field(1.0, ge=0)
+    task_loss: Literal["auto", "reconstruction", "teacher"] = Field(
+        "auto", description="reconstruction against real clips, or regression to the teacher's prediction"
+    )
+    icd_normalise: bool = Field(True, description="divide each layer by the teacher's own feature scale")
+    mca_generator: Literal["hinge", "log"] = "hinge"
+    mca_start_step: int = Field(0, ge=0, description="the heads learn alone before this step")
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
+    max_failures: int = Field(3, ge=0, description="worker failures survived per run")
+    conditioning_dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> DistillParams:
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of workers {self.workers}")
+        if self.lambda_task == self.lambda_icd == self.lambda_mca == 0:
+            raise ValueError("lambda_task, lambda_icd and lambda_mca are all 0: nothing would be learned")
+        return self
+
+
+class EvaluateParams(Section):
+    """Quality and speed of teacher, pruned and recovered."""
+
+    clips: int = Field(64, ge=2, description="test clips")
+    extractor: Literal["embedded"] = Field("embedded", description="feature extractor of FVD")
+    latency_repeats: int = Field(5, ge=1)
+    latency_warmup: int = Field(1, ge=0)
+    videos: int = Field(6, ge=0, description="clips written as side-by-side videos")
+
+
+class RegisterParams(Section):
+    """MLflow model registry."""
+
+    name: str = Field("vdmini-mini", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    alias: str = Field("candidate", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+
+
+class PromoteParams(Section):
+    """The gate between candidate and champion."""
+
+    alias: str = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    max_fvd_teacher_ratio: float = Field(
+        1.0, gt=0, description="recovered / pruned distance to the teacher must stay below"
+    )
+    max_fvd_regression: float = Field(
+        0.05, ge=0, description="share by which FVD may exceed the champion's"
+    )
+    min_speedup: float = Field(1.0, gt=0, description="U-Net speed-up over the teacher")
+
+
+class ReportParams(Section):
+    """The page people look at."""
+
+    title: str = "VDMini"
+    videos: int = Field(6, ge=0, description="side-by-side clips shown")
+
+
+class Params(Section):
+    """All of `params.yaml`, one section per stage."""
+
+    base: BaseParams = BaseParams()
+    prepare: PrepareParams = PrepareParams()
+    teacher: TeacherParams = TeacherParams()
+    sampling: SamplingParams = SamplingParams()
+    profile: ProfileParams = ProfileParams()
+    plan: PlanParams = PlanParams(max_flops_ratio=0.69)
+    prune: PruneParams = PruneParams()
+    distill: DistillParams = DistillParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    report: ReportParams = ReportParams()
+    register_: RegisterParams = Field(RegisterParams(), alias="register")
+    promote: PromoteParams = PromoteParams()
+
+    @model_validator(mode="after")
+    def _clips_suffice(self) -> Params:
+        if self.profile.clips > self.prepare.clips.validation:
+            raise ValueError(
+                f"profile.clips {self.profile.clips} exceeds prepare.clips.validation "
+                f"{self.prepare.clips.validation}"
+            )
+        if self.evaluate.clips > self.prepare.clips.test:
+            raise ValueError(
+                f"evaluate.clips {self.evaluate.clips} exceeds prepare.clips.test {self.prepare.clips.test}"
+            )
+        return self
+
+
+def known_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
+    """Every dotted key that `params.yaml` may hold."""
+    keys: list[str] = []
+    for name, info in model.model_fields.items():
+        dotted = prefix + (info.alias or name)
+        keys.append(dotted)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += known_keys(info.annotation, dotted + ".")
+    return keys
+
+
+def nearest_key(key: str) -> str | None:
+    """The known dotted key most like `key`, or None where nothing is near."""
+    keys = known_keys()
+    tail = key.rsplit(".", 1)[-1]
+    by_tail = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    if not close:
+        close = [by_tail[t] for t in difflib.get_close_matches(tail, list(by_tail), n=1, cutoff=0.6)]
+    return close[0] if close else None
+
+
+def parse_params(data: Any, origin: str = "params.yaml") -> Params:
+    """Turn plain data into typed parameters.
+
+    Raises:
+        ParamsError: naming each wrong key or value, and the nearest known key for an unknown one.
+    """
+    if not isinstance(data, dict):
+        raise ParamsError(
+            f"{origin} holds no parameters", expected="a mapping of sections", found=type(data).__name__
+        )
+    try:
+        return Params.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors(include_url=False)]
+        raise ParamsError(
+            f"{origin} cannot be used:\n" + "\n".join(f"  - {line}" for line in lines),
+            fix="`vdmini doctor` checks it again; docs/params.md describes every key",
+        ) from None
+
+
+def _explain(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = nearest_key(key)
+        return f"unknown key `{key}`" + (f": did you mean `{near}`?" if near else "")
+    message = item["msg"].removeprefix("Value error, ")
+    value = item.get("input")
+    shown = "" if isinstance(value, dict | BaseModel) else f" (found {value!r})"
+    return f"`{key or 'params'}`: {message}{shown}"
+
+
+def load_params(path: Path) -> Params:
+    """Read a `params.yaml`.
+
+    Raises:
+        ParamsError: when it is missing, not YAML, or does not fit.
+    """
+    try:
+        data = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(
+            f"there is no {path.name} here",
+            expected=f"a project folder with {path.name} and dvc.yaml",
+            found=str(path.parent.resolve()),
+            fix="run inside the checkout, or lay out a project with `vdmini init DIR`",
+        ) from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path.name} is not valid YAML", found=str(error).split("\n")[0]) from None
+    return parse_params(data if data is not None else {}, path.name)
+
+
+def section_dict(params: Params, name: str) -> dict[str, Any]:
+    """One section as plain JSON-able data, under the name it has in `params.yaml`."""
+    data = params.model_dump(mode="json", by_alias=True)
+    if name not in data:
+        raise ParamsError(f"there is no section `{name}`", expected=", ".join(data))
+    return data[name]
+
+
+def is_number(value: object) -> bool:
+    """True for finite ints and floats (bools apart)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
