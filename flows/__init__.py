@@ -1,0 +1,1 @@
+"""The story: order, retries, schedules, gates, and the command line."""

@@ -1,0 +1,1 @@
+"""profiling of the core."""

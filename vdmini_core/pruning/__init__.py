@@ -1,0 +1,1 @@
+"""pruning of the core."""
