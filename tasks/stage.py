@@ -1,0 +1,297 @@
+"""The frame every stage runs in: typed params in, whole outputs out, a manifest, one MLflow run.
+
+Both drivers (`dvc repro` and the Prefect flow) and the command line come through `run_stage`, so that
+they cannot disagree on a byte.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from vdmini_core.artifacts import (
+    MANIFEST,
+    code_version,
+    digest_of,
+    read_json,
+    sha256_file,
+    staged_output,
+    write_json,
+    write_manifest,
+)
+from vdmini_core.errors import VDMiniError
+from vdmini_core.params import Params, load_params, section_dict
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What a stage reads: earlier stages, and sections of `params.yaml`."""
+
+    name: str
+    after: tuple[str, ...]
+    sections: tuple[str, ...]
+    says: str
+
+
+STAGES: dict[str, StageSpec] = {
+    spec.name: spec
+    for spec in (
+        StageSpec("prepare", (), ("base", "prepare"), "videos -> clips of one shape"),
+        StageSpec("teacher", ("prepare",), ("base", "teacher", "sampling"), "the pretrained pipeline"),
+        StageSpec(
+            "profile", ("prepare", "teacher"), ("base", "sampling", "profile"), "sensitivity of every unit"
+        ),
+        StageSpec(
+            "plan", ("prepare", "teacher", "profile"), ("base", "sampling", "plan"), "what to remove"
+        ),
+        StageSpec("prune", ("teacher", "plan"), ("base", "prune"), "surgery"),
+        StageSpec(
+            "distill", ("prepare", "teacher", "prune"), ("base", "sampling", "distill"), "ICMD recovery on Ray"
+        ),
+        StageSpec(
+            "evaluate",
+            ("prepare", "teacher", "prune", "distill"),
+            ("base", "sampling", "evaluate"),
+            "quality, motion, speed",
+        ),
+        StageSpec(
+            "report",
+            ("prepare", "teacher", "profile", "plan", "prune", "distill", "evaluate"),
+            ("base", "report"),
+            "the page people look at",
+        ),
+        StageSpec(
+            "register",
+            ("teacher", "plan", "distill", "evaluate"),
+            ("base", "register"),
+            "the student in the MLflow registry",
+        ),
+        StageSpec("promote", ("evaluate", "register"), ("base", "register", "promote"), "the gate"),
+    )
+}
+# What DVC owns; register and promote act on the outside world and depend on the champion of the day.
+REPRODUCIBLE = tuple(name for name in STAGES if name not in ("register", "promote"))
+
+
+class Monitor(Protocol):
+    """Where a stage tells what it measures while it runs."""
+
+    def metric(self, name: str, value: float, step: int | None = None) -> None:
+        """One number, live."""
+        ...
+
+    def metrics(self, values: dict[str, float], step: int | None = None) -> None:
+        """Several numbers of one step, live."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A sentence for the person who runs it, shown again at the end."""
+        ...
+
+
+class QuietMonitor:
+    """A monitor that only remembers: for tests and notebooks."""
+
+    def __init__(self) -> None:
+        self.values: list[tuple[str, float, int | None]] = []
+        self.notes: list[str] = []
+
+    def metric(self, name: str, value: float, step: int | None = None) -> None:
+        """Remember one number."""
+        self.values.append((name, float(value), step))
+
+    def metrics(self, values: dict[str, float], step: int | None = None) -> None:
+        """Remember several numbers."""
+        for name, value in values.items():
+            self.metric(name, value, step)
+
+    def note(self, text: str) -> None:
+        """Remember a sentence."""
+        self.notes.append(text)
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """One stage's job.
+
+    Attributes:
+        root: project folder with `params.yaml`, `dvc.yaml` and `artifacts/`.
+        params: all parameters.
+        out: temporary directory for the outputs; it becomes `artifacts/<stage>` when the stage is done.
+        work: scratch that survives a kill and is removed after success: checkpoints go here.
+        monitor: live metrics and notes.
+    """
+
+    root: Path
+    params: Params
+    out: Path
+    work: Path
+    monitor: Monitor
+
+    def artifact(self, stage: str) -> Path:
+        """Finished outputs of an earlier stage."""
+        return self.root / "artifacts" / stage
+
+    def path(self, text: str) -> Path:
+        """A path of `params.yaml`, relative ones against the project folder."""
+        path = Path(text).expanduser()
+        return path if path.is_absolute() else self.root / path
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What a stage hands to its frame besides files.
+
+    Attributes:
+        metrics: for the manifest and MLflow; must not depend on time or host.
+        charts: files relative to `out`, shown on the run pages.
+        timing: what varies from run to run; written to `timing.json`.
+        table: rows to show.
+        title: what the table shows.
+    """
+
+    metrics: dict[str, Any] = field(default_factory=dict)
+    charts: tuple[str, ...] = ()
+    timing: dict[str, Any] | None = None
+    table: list[dict[str, Any]] | None = None
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage as its caller sees it."""
+
+    stage: str
+    out: Path
+    outcome: StageOutcome
+    notes: tuple[str, ...]
+    seconds: float
+
+
+class StageTracker(Protocol):
+    """Opens the run page of a stage (MLflow in production, nothing in unit tests)."""
+
+    def __call__(self, stage: str, params: dict[str, Any]) -> Any:
+        """A context manager yielding an object with `monitor`, `describe()` and `finish(out, outcome)`."""
+        ...
+
+
+def upstream_digests(root: Path, stage: str) -> dict[str, str]:
+    """Manifest digest of every stage that `stage` reads.
+
+    Raises:
+        VDMiniError: naming the first stage that has not run.
+    """
+    digests = {}
+    for earlier in STAGES[stage].after:
+        manifest = root / "artifacts" / earlier / MANIFEST
+        if not manifest.is_file():
+            raise VDMiniError(
+                f"`{stage}` needs the outputs of `{earlier}`, which are not there",
+                expected=f"artifacts/{earlier}/{MANIFEST}",
+                found="nothing",
+                fix="`vdmini run` makes what is missing, in order",
+            )
+        digests[earlier] = sha256_file(manifest)
+    return digests
+
+
+def stage_params(params: Params, stage: str) -> dict[str, Any]:
+    """The sections a stage reads, as plain data."""
+    return {name: section_dict(params, name) for name in STAGES[stage].sections}
+
+
+def run_stage(stage: str, root: Path, tracker: StageTracker | None = None) -> StageResult:
+    """Run one stage in `root` and leave its outputs whole in `artifacts/<stage>`.
+
+    Raises:
+        VDMiniError: for every mistake the user can mend; earlier outputs stay as they were.
+    """
+    root = root.resolve()
+    params = load_params(root / "params.yaml")
+    inputs, sections = upstream_digests(root, stage), stage_params(params, stage)
+    key = digest_of({"stage": stage, "inputs": inputs, "params": sections, "code": code_version()})
+    work = root / ".vdmini" / "work" / stage / key[:16]
+    work.mkdir(parents=True, exist_ok=True)
+    run = importlib.import_module(f"tasks.{stage}").run
+    prepare_process(params)
+    started = time.perf_counter()
+    with _tracked(tracker, stage, sections) as page:
+        with staged_output(root / "artifacts" / stage) as out:
+            job = StageJob(root, params, out, work, page.monitor)
+            outcome: StageOutcome = run(job)
+            seconds = time.perf_counter() - started
+            write_json(out / "run.json", _run_facts(stage, seconds, page.describe()))
+            if outcome.timing is not None:
+                write_json(out / "timing.json", outcome.timing)
+            write_manifest(
+                out, stage=stage, inputs=inputs, params=sections, seed=params.base.seed, metrics=outcome.metrics
+            )
+        page.finish(root / "artifacts" / stage, outcome)
+    shutil.rmtree(work.parent, ignore_errors=True)
+    return StageResult(stage, root / "artifacts" / stage, outcome, tuple(page.notes), seconds)
+
+
+def prepare_process(params: Params) -> None:
+    """Seed every generator and fix the number of threads: bytes depend on both."""
+    import numpy as np
+    import torch
+
+    random.seed(params.base.seed)
+    np.random.seed(params.base.seed)
+    torch.manual_seed(params.base.seed)
+    torch.set_num_threads(params.base.threads)
+
+
+def _run_facts(stage: str, seconds: float, page: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "host": platform.node(),
+        "driver": os.environ.get("VDMINI_DRIVER", "dvc" if "DVC_STAGE" in os.environ else "cli"),
+        **page,
+    }
+
+
+class _NoPage:
+    def __init__(self) -> None:
+        self.monitor = QuietMonitor()
+
+    @property
+    def notes(self) -> list[str]:
+        return self.monitor.notes
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def finish(self, out: Path, outcome: StageOutcome) -> None:
+        """Nothing to finish without a tracker."""
+
+
+@contextmanager
+def _tracked(tracker: StageTracker | None, stage: str, sections: dict[str, Any]) -> Iterator[Any]:
+    if tracker is None:
+        yield _NoPage()
+        return
+    with tracker(stage, sections) as page:
+        yield page
+
+
+def finished(root: Path, stage: str) -> dict[str, Any]:
+    """The manifest of a finished stage."""
+    manifest: dict[str, Any] = read_json(root / "artifacts" / stage / MANIFEST)
+    return manifest
+
+
+StageRunner = Callable[[str, Path], StageResult]
