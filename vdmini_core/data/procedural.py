@@ -85,9 +85,7 @@ def render_clip(spec: ProceduralSpec, seed: int) -> Clip:
     return Clip(_downsample(canvas), _truth(scene, [centres for centres, _ in tracks], spec.frames, scale))
 
 
-def _truth(
-    scene: sc.Scene, tracks: list[sc.Floats], frames: int, scale: float
-) -> dict[str, NDArray[Any]]:
+def _truth(scene: sc.Scene, tracks: list[sc.Floats], frames: int, scale: float) -> dict[str, NDArray[Any]]:
     centres, sprites = np.stack(tracks), scene.sprites
     visible = np.ones((len(sprites), frames), bool)
     for below in range(len(sprites)):
@@ -128,9 +126,7 @@ def _paint_background(background: sc.Background, spec: ProceduralSpec, scale: fl
     tile = _tile(background.texture)
     colours = background.colours.astype(np.float32)
     coloured = tile[..., None] * (colours[1] - colours[0]) + colours[0]
-    canvas = np.empty(
-        (spec.frames, spec.height * SUPERSAMPLING, spec.width * SUPERSAMPLING, 3), np.float32
-    )
+    canvas = np.empty((spec.frames, spec.height * SUPERSAMPLING, spec.width * SUPERSAMPLING, 3), np.float32)
     for frame in range(spec.frames):
         columns, rows = (
             _tile_index(background, axis, length, frame, scale)
@@ -165,7 +161,7 @@ def _paint_sprite(
 ) -> None:
     """Paint a sprite into every frame: a rimmed two-colour body and a white nose towards its heading."""
     unit = SUPERSAMPLING * scale
-    reach = int(np.ceil((sprite.radius + 1) * unit))
+    reach = int(np.ceil((1.25 * sprite.radius + 1) * unit))
     corner = np.floor(centres * unit).astype(int) - reach
     axis = np.arange(2 * reach + 1) + 0.5
     dx = ((corner[:, 0, None] + axis) / unit - centres[:, 0, None]).astype(np.float32)[:, None, :]
@@ -191,7 +187,9 @@ def _shape_distance(shape: str, dx: Floats32, dy: Floats32, radius: np.float32) 
     if shape == "square":
         return np.maximum(np.abs(dx), np.abs(dy)) - np.float32(0.84) * radius
     if shape == "triangle":
-        return np.maximum(np.abs(dx) * np.float32(0.87) - dy * np.float32(0.5), dy) - np.float32(0.62) * radius
+        return (
+            np.maximum(np.abs(dx) * np.float32(0.87) - dy * np.float32(0.5), dy) - np.float32(0.62) * radius
+        )
     return (np.abs(dx) + np.abs(dy)) * np.float32(0.71) - np.float32(0.8) * radius
 
 
