@@ -1,0 +1,216 @@
+"""MLflow: one parent run per pipeline execution, a nested run per stage.
+
+The stages know only `Monitor`; everything MLflow lives here. Without a configured server the store is a
+SQLite file and a folder beside `.vdmini` in the project, so that nothing has to be started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME
+
+from tasks.stage import StageOutcome
+from vdmini_core.artifacts import read_json, write_json
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+PARENT_RUN_ENV = "VDMINI_PARENT_RUN_ID"
+EXPERIMENT_ENV = "MLFLOW_EXPERIMENT_NAME"
+DEFAULT_EXPERIMENT = "vdmini"
+# Directories too large or too many-filed to copy into the tracking store with every stage run: they are
+# versioned by DVC, and the student is logged once, by `register`.
+NOT_LOGGED = frozenset({"pipeline", "student"})
+MAX_LOGGED_BYTES = 32 * 2**20
+
+
+def project_home(root: Path) -> Path:
+    """The folder that holds `.dvc`: workspaces share one store with the project they live in."""
+    for folder in (root, *root.parents):
+        if (folder / ".dvc").is_dir():
+            return folder
+    return root
+
+
+def tracking_uri(root: Path) -> str:
+    """`MLFLOW_TRACKING_URI` where set, else a SQLite file in the project."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_home(root) / 'mlflow.db'}"
+
+
+def connect(root: Path) -> MlflowClient:
+    """A client for the project's tracking store and registry."""
+    return MlflowClient(tracking_uri(root))
+
+
+def experiment_id(client: MlflowClient, root: Path) -> str:
+    """The experiment's id, made on first use; local artifacts go to `mlruns/` of the project."""
+    name = os.environ.get(EXPERIMENT_ENV, DEFAULT_EXPERIMENT)
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    local = tracking_uri(root).startswith("sqlite:")
+    location = (project_home(root) / "mlruns" / name).as_uri() if local else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+class MLflowMonitor:
+    """Live metrics of one stage's run; a sentence becomes a line of `notes.txt`."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self._client, self._run_id = client, run_id
+        self.notes: list[str] = []
+
+    def metric(self, name: str, value: float, step: int | None = None) -> None:
+        """Log one number now."""
+        self.metrics({name: value}, step)
+
+    def metrics(self, values: dict[str, float], step: int | None = None) -> None:
+        """Log several numbers of one step now."""
+        now = int(time.time() * 1000)
+        batch = [Metric(name, float(value), now, step or 0) for name, value in values.items()]
+        self._client.log_batch(self._run_id, metrics=batch)
+
+    def note(self, text: str) -> None:
+        """Keep a sentence for the run page and the end of the run."""
+        self.notes.append(text)
+
+
+@dataclass
+class StagePage:
+    """A stage's open MLflow run."""
+
+    client: MlflowClient
+    run_id: str
+    parent_id: str
+    monitor: MLflowMonitor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.monitor = MLflowMonitor(self.client, self.run_id)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the stage said."""
+        return self.monitor.notes
+
+    def describe(self) -> dict[str, Any]:
+        """Ids for `run.json`."""
+        return {"mlflow_run_id": self.run_id, "mlflow_parent_run_id": self.parent_id}
+
+    def finish(self, out: Path, outcome: StageOutcome) -> None:
+        """Log final metrics and the outputs worth looking at."""
+        numbers = {k: v for k, v in flatten(outcome.metrics).items() if isinstance(v, int | float)}
+        if numbers:
+            self.monitor.metrics(numbers)
+        if self.notes:
+            self.client.log_text(self.run_id, "\n".join(self.notes) + "\n", "notes.txt")
+        for path in sorted(out.iterdir()):
+            if path.name not in NOT_LOGGED and _size(path) <= MAX_LOGGED_BYTES:
+                target = path.name if path.is_dir() else None
+                if path.is_dir():
+                    self.client.log_artifacts(self.run_id, str(path), target)
+                else:
+                    self.client.log_artifact(self.run_id, str(path))
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(item.stat().st_size for item in files if item.is_file())
+
+
+class MLflowTracker:
+    """Opens nested runs; the parent comes from the flow, or is shared by all stages of one `dvc repro`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.client = connect(self.root)
+        self.experiment = experiment_id(self.client, self.root)
+
+    def open_parent(self, name: str, tags: dict[str, str] | None = None) -> str:
+        """Create a parent run and return its id."""
+        run = self.client.create_run(self.experiment, run_name=name, tags={MLFLOW_SOURCE_NAME: "vdmini", **(tags or {})})
+        return str(run.info.run_id)
+
+    def close(self, run_id: str, ok: bool) -> None:
+        """Mark a run as finished or failed."""
+        status = RunStatus.FINISHED if ok else RunStatus.FAILED
+        self.client.set_terminated(run_id, RunStatus.to_string(status))
+
+    def parent(self) -> str:
+        """The parent run of this execution, made where none exists yet."""
+        given = os.environ.get(PARENT_RUN_ENV)
+        if given:
+            return given
+        driver = _driving_process()
+        if driver is None:
+            return self.open_parent("vdmini")
+        return self._shared_parent(driver)
+
+    def _shared_parent(self, driver: psutil.Process) -> str:
+        # Every stage of one `dvc repro` is a process of its own: the repro process is what they share.
+        folder = self.root / ".vdmini" / "executions"
+        folder.mkdir(parents=True, exist_ok=True)
+        note = folder / f"{driver.pid}-{int(driver.create_time() * 1000)}.json"
+        if note.is_file():
+            run_id = str(read_json(note)["parent_run_id"])
+            self.client.update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
+            return run_id
+        for old in folder.glob("*.json"):
+            if not psutil.pid_exists(int(old.name.split("-", 1)[0])):
+                old.unlink(missing_ok=True)
+        run_id = self.open_parent("dvc-repro", {"vdmini.driver": "dvc"})
+        write_json(note, {"parent_run_id": run_id})
+        return run_id
+
+    @contextmanager
+    def __call__(self, stage: str, params: dict[str, Any]) -> Iterator[StagePage]:
+        """Run page of one stage; a failure is marked on it and on the parent."""
+        parent_id = self.parent()
+        tags = {MLFLOW_PARENT_RUN_ID: parent_id, MLFLOW_SOURCE_NAME: f"tasks/{stage}.py", "vdmini.stage": stage}
+        run: Run = self.client.create_run(self.experiment, run_name=stage, tags=tags)
+        page = StagePage(self.client, str(run.info.run_id), parent_id)
+        listed = [Param(k, json.dumps(v) if not isinstance(v, str) else v) for k, v in flatten(params).items()]
+        self.client.log_batch(page.run_id, params=listed, tags=[RunTag(MLFLOW_RUN_NAME, stage)])
+        ok = False
+        try:
+            yield page
+            ok = True
+        finally:
+            self.close(page.run_id, ok)
+            if PARENT_RUN_ENV not in os.environ:
+                self.close(parent_id, ok)
+
+
+def _driving_process() -> psutil.Process | None:
+    """The `dvc` process above this one, if `dvc repro` runs the stage."""
+    if "DVC_STAGE" not in os.environ:
+        return None
+    try:
+        for process in psutil.Process().parents():
+            line = process.cmdline()
+            if any(Path(word).name in ("dvc", "dvc.exe") or word == "dvc" for word in line[:3]):
+                return process
+    except psutil.Error:
+        return None
+    return None
