@@ -36,10 +36,9 @@ MAX_LOGGED_BYTES = 32 * 2**20
 
 
 def project_home(root: Path) -> Path:
-    """The folder that holds `.dvc`: workspaces share one store with the project they live in."""
-    for folder in (root, *root.parents):
-        if (folder / ".dvc").is_dir():
-            return folder
+    """The project a folder belongs to: workspaces share one tracking store with the project they live in."""
+    if root.parent.name == "workspaces" and (root.parent.parent / "dvc.yaml").is_file():
+        return root.parent.parent
     return root
 
 

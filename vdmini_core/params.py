@@ -44,7 +44,7 @@ class PrepareParams(Section):
     """Videos -> clips of one shape."""
 
     source: Literal["procedural", "folder"] = "procedural"
-    videos: str | None = Field(None, description="folder tree of videos, for source: folder")
+    videos: str = Field("videos", min_length=1, description="folder tree of videos, for source: folder")
     frames: int = Field(8, ge=2, le=256)
     height: int = Field(64, ge=16, le=4096, multiple_of=8)
     width: int = Field(64, ge=16, le=4096, multiple_of=8)
@@ -57,12 +57,6 @@ class PrepareParams(Section):
     )
     decode_timeout_s: float = Field(60.0, gt=0, description="per file, in a worker that is killed beyond it")
     workers: int = Field(2, ge=1, le=256, description="decoding processes")
-
-    @model_validator(mode="after")
-    def _folder_needs_videos(self) -> PrepareParams:
-        if self.source == "folder" and not self.videos:
-            raise ValueError("source: folder needs `videos`, the folder to read (or use --videos DIR)")
-        return self
 
 
 class TeacherTrainParams(Section):
@@ -80,15 +74,13 @@ class TeacherParams(Section):
 
     source: Literal["bundled", "path", "hub", "train"] = "bundled"
     bundled: str = Field("mini", description="name of a teacher shipped with the package: mini, nano")
-    path: str | None = Field(None, description="diffusers pipeline directory, for source: path")
+    path: str = Field("teachers", min_length=1, description="diffusers pipeline directory, for source: path")
     hub_id: str | None = Field(None, description="owner/name on the Hugging Face hub, for source: hub")
     revision: str | None = Field(None, description="commit of the hub repository, pinned")
     train: TeacherTrainParams = TeacherTrainParams()
 
     @model_validator(mode="after")
-    def _source_is_complete(self) -> TeacherParams:
-        if self.source == "path" and not self.path:
-            raise ValueError("source: path needs `path`, a diffusers pipeline directory")
+    def _hub_has_an_id(self) -> TeacherParams:
         if self.source == "hub" and not self.hub_id:
             raise ValueError("source: hub needs `hub_id`, as owner/name")
         return self

@@ -1,0 +1,232 @@
+"""Projects and workspaces: where `params.yaml` comes from and how it is changed in the open.
+
+A parameter is changed by editing `params.yaml` (shown, undone with git) or by giving the run a named
+workspace with a `params.yaml` of its own. Nothing overrides parameters behind DVC's back.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+import vdmini_core
+from vdmini_core.artifacts import code_version
+from vdmini_core.errors import ParamsError, VDMiniError
+from vdmini_core.params import Params, known_keys, nearest_key, parse_params
+
+CODE_MARK = "vdmini-code.json"
+_LAID_OUT = ("params.yaml", ".dvcignore", "profiles", "videos", "teachers", "timing")
+
+
+def template_folder() -> Path:
+    """Where the project files are: the checkout's root, or the copy inside an installed wheel.
+
+    Raises:
+        VDMiniError: for a broken installation.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent, package / "project_template"):
+        if (folder / "dvc.yaml").is_file() and (folder / "profiles").is_dir():
+            return folder
+    raise VDMiniError("the package's project files are missing", fix="install vdmini again")
+
+
+def lay_out(folder: Path) -> None:
+    """Write `dvc.yaml`, `params.yaml` and profiles into a new project or workspace folder.
+
+    In the checkout the stages depend on the source folders; elsewhere on `vdmini-code.json`, which
+    `refresh_code_mark` keeps in step with the installed package.
+
+    Raises:
+        VDMiniError: when the folder already holds a project.
+    """
+    if (folder / "dvc.yaml").exists() or (folder / "params.yaml").exists():
+        raise VDMiniError(
+            f"{folder} already holds a project", expected="a new or empty folder", fix="choose another name"
+        )
+    source = template_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _LAID_OUT:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, folder / name, ignore=shutil.ignore_patterns("*.mp4", "__pycache__"))
+        else:
+            shutil.copyfile(source / name, folder / name)
+    text = (source / "dvc.yaml").read_text(encoding="utf-8")
+    (folder / "dvc.yaml").write_text(_with_code_mark(text), encoding="utf-8")
+    (folder / "params.yaml").write_text(dump_yaml(defaults_yaml(source)), encoding="utf-8")
+    refresh_code_mark(folder)
+
+
+def _with_code_mark(dvc_yaml: str) -> str:
+    # Several source folders of one stage become one mark.
+    lines: list[str] = []
+    for line in dvc_yaml.splitlines():
+        if re.match(r"\s+- (vdmini_core|tasks)/", line):
+            line = re.sub(r"- .*", f"- {CODE_MARK}", line)
+            if lines and lines[-1] == line:
+                continue
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def refresh_code_mark(root: Path) -> None:
+    """Write the installed package's version and digest where the project depends on them."""
+    dvc_yaml = root / "dvc.yaml"
+    if not dvc_yaml.is_file() or CODE_MARK not in dvc_yaml.read_text(encoding="utf-8"):
+        return
+    text = json.dumps(code_version(), indent=2, sort_keys=True) + "\n"
+    mark = root / CODE_MARK
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != text:
+        mark.write_text(text, encoding="utf-8")
+
+
+def workspace_folder(root: Path, name: str) -> Path:
+    """Folder of a named workspace.
+
+    Raises:
+        VDMiniError: for a name that is no plain folder name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise VDMiniError(
+            f"workspace name {name!r} cannot be used", expected="letters, digits, '.', '_' and '-', at most 64"
+        )
+    return root / "workspaces" / name
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def dump_yaml(data: Any) -> str:
+    """Round-trip YAML text; comments survive."""
+    buffer = io.StringIO()
+    _yaml().dump(data, buffer)
+    return buffer.getvalue()
+
+
+def defaults_yaml(folder: Path) -> Any:
+    """The default `params.yaml` with its comments: values from the typed defaults, layout from the file."""
+    document = _yaml().load((folder / "params.yaml").read_text(encoding="utf-8"))
+    _overlay(document, Params().model_dump(mode="json", by_alias=True))
+    return document
+
+
+def _overlay(document: Any, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(document.get(key), dict):
+            _overlay(document[key], value)
+        elif document.get(key) != value:
+            document[key] = value
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`section.key=value` -> dotted key and YAML value.
+
+    Raises:
+        ParamsError: for text without `=`, an unknown key (naming the nearest), or a value that is not YAML.
+    """
+    key, separator, raw = text.partition("=")
+    key = key.strip()
+    if not separator or not key:
+        raise ParamsError(f"`--set {text}` cannot be read", expected="--set section.key=value")
+    if key not in known_keys():
+        near = nearest_key(key)
+        raise ParamsError(
+            f"unknown key `{key}`" + (f": did you mean `{near}`?" if near else ""),
+            expected="a key of params.yaml",
+        )
+    try:
+        return key, YAML(typ="safe").load(raw) if raw.strip() else None
+    except YAMLError as error:
+        raise ParamsError(f"the value of `{key}` is not YAML", found=str(error).split("\n")[0]) from None
+
+
+def profile_values(root: Path, name: str) -> dict[str, Any]:
+    """Overrides of a profile, from the project's `profiles/` or the package's.
+
+    Raises:
+        ParamsError: for an unknown profile (the known ones are listed).
+    """
+    folders = [root / "profiles", template_folder() / "profiles"]
+    for folder in folders:
+        path = folder / f"{name}.yaml"
+        if re.fullmatch(r"[A-Za-z0-9._-]+", name) and path.is_file():
+            return YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}
+    known = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
+    raise ParamsError(f"there is no profile `{name}`", expected=", ".join(known), found=name)
+
+
+def change_params(
+    root: Path, *, profile: str | None = None, videos: Path | None = None, assignments: tuple[str, ...] = ()
+) -> list[str]:
+    """Edit `params.yaml` in the open: profile first, then videos, then single values.
+
+    Returns:
+        One line per changed key, `key: old -> new`.
+
+    Raises:
+        ParamsError: before anything is written, when the result would not be valid.
+    """
+    path = root / "params.yaml"
+    document = _yaml().load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if document is None:
+        raise ParamsError("there is no params.yaml here", fix="`vdmini init DIR` lays out a project")
+    before = _flat(document)
+    if profile is not None:
+        _overlay(document, Params().model_dump(mode="json", by_alias=True))
+        _overlay_known(document, profile_values(root, profile), f"profile {profile}")
+    if videos is not None:
+        _assign(document, "prepare.source", "folder")
+        _assign(document, "prepare.videos", _relative(videos, root))
+    for text in assignments:
+        key, value = parse_assignment(text)
+        _assign(document, key, value)
+    parse_params(json.loads(json.dumps(document)), "params.yaml with these changes")
+    after = _flat(document)
+    changes = [f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in after if before.get(k) != after.get(k)]
+    if changes:
+        temporary = path.with_name(f".params.{os.getpid()}.tmp")
+        temporary.write_text(dump_yaml(document), encoding="utf-8")
+        temporary.replace(path)
+    return changes
+
+
+def _overlay_known(document: Any, values: dict[str, Any], origin: str) -> None:
+    parse_params(values | {}, origin)
+    _overlay(document, values)
+
+
+def _assign(document: Any, key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        document = document.setdefault(section, {})
+    document[last] = value
+
+
+def _relative(path: Path, root: Path) -> str:
+    # Relative where both lie in one tree, so that a moved checkout keeps working.
+    return os.path.relpath(path.resolve(), root.resolve())
+
+
+def _flat(document: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def package_version() -> str:
+    """The installed version."""
+    return vdmini_core.__version__

@@ -1,0 +1,94 @@
+"""DVC decides what is stale; this is how the flow and the command line ask it, run, and record.
+
+`dvc repro` mirrors: is the stage current? can its outputs come back from the cache? else run it, then
+save hashes to `dvc.lock` and outputs to the cache. The same steps through DVC's own objects, with the
+stage run in this process, so that the flow pays for imports once and keeps its Prefect task around it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dvc.exceptions import DvcException
+from dvc.lock import LockError
+from dvc.repo import Repo
+from dvc.stage.cache import RunCacheNotFoundError
+
+from vdmini_core.errors import VDMiniError
+
+
+class Versions:
+    """The DVC view of one project folder (the checkout's root or a workspace in it)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        logging.getLogger("dvc").setLevel(logging.ERROR)
+        with _told_plainly("open the DVC repository"):
+            self.repo = Repo(str(self.root))
+
+    def is_current(self, stage: str) -> bool:
+        """True where dependencies, parameters, command and outputs are as `dvc.lock` recorded them."""
+        with _told_plainly(f"check `{stage}`"), self.repo.lock:
+            return not self._load(stage).changed()
+
+    def restore(self, stage: str) -> bool:
+        """Bring outputs made earlier from the very same inputs back from the cache; False if unknown."""
+        with _told_plainly(f"restore `{stage}`"), self.repo.lock:
+            item = self._load(stage)
+            try:
+                self.repo.stage_cache.restore(item)
+            except RunCacheNotFoundError:
+                return False
+            item.save()
+            item.commit()
+            item.dump(update_pipeline=False)
+            return True
+
+    def record(self, stage: str) -> None:
+        """Save the stage's hashes to `dvc.lock` and its outputs to the cache."""
+        with _told_plainly(f"record `{stage}`"):
+            self.repo.commit(str(self.root / "dvc.yaml") + f":{stage}", force=True)
+
+    def _load(self, stage: str) -> Any:
+        self.repo._reset()  # files changed since the last look: DVC caches its graph
+        return self.repo.stage.load_one(str(self.root / "dvc.yaml"), stage)
+
+
+@contextmanager
+def _told_plainly(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except LockError as error:
+        raise VDMiniError(
+            f"cannot {doing}: another DVC process holds this project",
+            found=str(error).splitlines()[0],
+            fix="wait until it ends, then run again",
+        ) from None
+    except DvcException as error:
+        raise VDMiniError(
+            f"DVC could not {doing}", found=str(error), fix="`dvc status` and `vdmini doctor` say more"
+        ) from None
+
+
+def init_repository(root: Path, shared_cache: Path | None = None) -> None:
+    """Make `root` a DVC repository of its own, outside git where it is a workspace or git is absent.
+
+    Args:
+        root: folder with `dvc.yaml`.
+        shared_cache: cache of the project a workspace belongs to, so that equal stages are run once.
+    """
+    if (root / ".dvc").is_dir():
+        return
+    with_git = shared_cache is None and (root / ".git").exists()
+    with _told_plainly("lay out the DVC repository"):
+        repo = Repo.init(str(root), no_scm=not with_git)
+        with repo.config.edit() as config:
+            config["core"]["analytics"] = False
+            if shared_cache is not None:
+                config["cache"]["dir"] = os.path.relpath(shared_cache, root / ".dvc")
+        repo.close()
