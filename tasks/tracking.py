@@ -78,7 +78,7 @@ class MLflowMonitor:
     """Live metrics of one stage's run; a sentence becomes a line of `notes.txt`."""
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self._client, self._run_id = client, run_id
+        self._client, self.run_id = client, run_id
         self.notes: list[str] = []
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
@@ -89,7 +89,7 @@ class MLflowMonitor:
         """Log several numbers of one step now."""
         now = int(time.time() * 1000)
         batch = [Metric(name, float(value), now, step or 0) for name, value in values.items()]
-        self._client.log_batch(self._run_id, metrics=batch)
+        self._client.log_batch(self.run_id, metrics=batch)
 
     def note(self, text: str) -> None:
         """Keep a sentence for the run page and the end of the run."""

@@ -1,0 +1,85 @@
+"""The MLflow model registry as `register` and `promote` use it: versions, aliases, their evidence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.tracking import MlflowClient
+
+from tasks.gate import Candidate
+from vdmini_core.artifacts import digest_of, read_json
+
+EVIDENCE_TAG = "vdmini.evidence"
+STUDENT_TAG = "vdmini.student"
+
+
+def _is(error: MlflowException, code: int) -> bool:
+    return error.error_code == ErrorCode.Name(code)
+
+
+def ensure_model(client: MlflowClient, name: str) -> None:
+    """Make the registered model where it does not exist; two runs at once are fine."""
+    try:
+        client.create_registered_model(name, description="Video diffusion student made by VDMini")
+    except (MlflowException, RestException) as error:
+        if not _is(error, RESOURCE_ALREADY_EXISTS):
+            raise
+
+
+def version_by_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version an alias points at, or None."""
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except (MlflowException, RestException) as error:
+        if _is(error, RESOURCE_DOES_NOT_EXIST) or "not found" in str(error).lower():
+            return None
+        raise
+
+
+def version_of_student(client: MlflowClient, name: str, student: str) -> ModelVersion | None:
+    """The newest version registered from the very same student and evidence, or None."""
+    found = [
+        version
+        for version in client.search_model_versions(f"name = '{name}'")
+        if version.tags.get(STUDENT_TAG) == student
+    ]
+    return max(found, key=lambda version: int(version.version)) if found else None
+
+
+def student_identity(root: Path) -> str:
+    """One hash for the student's files and the metrics measured on it."""
+    artifacts = root / "artifacts"
+    return digest_of(
+        {
+            "student": read_json(artifacts / "distill" / "manifest.json")["outputs"],
+            "metrics": read_json(artifacts / "evaluate" / "metrics.json"),
+        }
+    )
+
+
+def evidence(root: Path) -> dict[str, Any]:
+    """What the gate reads, kept as one tag of the model version."""
+    folder = root / "artifacts" / "evaluate"
+    metrics = read_json(folder / "metrics.json")
+    timing = read_json(folder / "timing.json") if (folder / "timing.json").is_file() else {}
+    rows = {name: metrics[name] for name in ("teacher", "pruned", "recovered") if name in metrics}
+    kept = {
+        row: {key: value for key, value in values.items() if isinstance(value, int | float)}
+        for row, values in rows.items()
+    }
+    speedup = timing.get("speedup", {}).get("unet")
+    return {"metrics": kept, "speedup": speedup, "passport": metrics.get("passport", {})}
+
+
+def candidate_of(version: ModelVersion) -> Candidate:
+    """Evidence of a registered version; empty evidence never promotes."""
+    try:
+        data = json.loads(version.tags.get(EVIDENCE_TAG, "{}"))
+    except json.JSONDecodeError:
+        data = {}
+    return Candidate(data.get("metrics", {}), data.get("speedup"), data.get("passport", {}))
