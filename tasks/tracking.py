@@ -141,8 +141,9 @@ def _size(path: Path) -> int:
 class MLflowTracker:
     """Opens nested runs; the parent comes from the flow, or is shared by all stages of one `dvc repro`."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
+    def __init__(self, root: Path, name: str = "vdmini", keep_open: bool = False) -> None:
+        self.root, self.name, self.keep_open = root.resolve(), name, keep_open
+        self._opened: str | None = None
         self.client = connect(self.root)
         self.experiment = experiment_id(self.client, self.root)
 
@@ -162,9 +163,16 @@ class MLflowTracker:
         if given:
             return given
         driver = _driving_process()
-        if driver is None:
-            return self.open_parent("vdmini")
-        return self._shared_parent(driver)
+        if driver is not None:
+            return self._shared_parent(driver)
+        if self._opened is None:
+            self._opened = self.open_parent(self.name, {"vdmini.driver": "flow" if self.keep_open else "cli"})
+        return self._opened
+
+    def finish(self, ok: bool) -> None:
+        """Close the parent run, if a stage opened one."""
+        if self._opened is not None:
+            self.close(self._opened, ok)
 
     def _shared_parent(self, driver: psutil.Process) -> str:
         # Every stage of one `dvc repro` is a process of its own: the repro process is what they share.
@@ -197,7 +205,7 @@ class MLflowTracker:
             ok = True
         finally:
             self.close(page.run_id, ok)
-            if PARENT_RUN_ENV not in os.environ:
+            if PARENT_RUN_ENV not in os.environ and not self.keep_open:
                 self.close(parent_id, ok)
 
 

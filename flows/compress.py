@@ -1,0 +1,121 @@
+"""The story as a Prefect flow: videos in, a registered smaller student out.
+
+The flow owns order, retries and what people see while it runs; DVC says which stages are stale.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+
+from flows.execution import Execution, StageReport
+from tasks.stage import STAGES
+from vdmini_core.errors import VDMiniError
+
+# A chart beyond this would bloat the server's database; it is in MLflow and the report anyway.
+MAX_IMAGE_BYTES = 400_000
+
+
+def _worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
+    """Retry what the outside world broke; a mistake of the user stays one."""
+    try:
+        state.result()
+    except VDMiniError:
+        return False
+    except Exception:
+        return True
+    return False
+
+
+def _bring_up_to_date(execution: Execution, stage: str) -> StageReport:
+    report = execution.stage(stage)
+    if report.result is not None:
+        _show(report)
+    return report
+
+
+def _show(report: StageReport) -> None:
+    """Put a stage's table and charts on its Prefect run page."""
+    assert report.result is not None
+    outcome, key = report.result.outcome, f"vdmini-{report.stage}"
+    if outcome.table:
+        create_table_artifact(table=outcome.table, key=f"{key}-table", description=outcome.title)
+    for index, chart in enumerate(outcome.charts):
+        path = report.result.out / chart
+        if path.suffix == ".png" and path.is_file() and path.stat().st_size <= MAX_IMAGE_BYTES:
+            data = base64.b64encode(path.read_bytes()).decode()
+            create_image_artifact(f"data:image/png;base64,{data}", key=f"{key}-{index}", description=path.stem)
+    if report.result.notes:
+        create_markdown_artifact(
+            "\n".join(f"- {note}" for note in report.result.notes), key=f"{key}-notes", description="Notes"
+        )
+
+
+def _stage_task(stage: str, retries: int = 0) -> Callable[[Execution], StageReport]:
+    @task(
+        name=stage,
+        description=STAGES[stage].says,
+        retries=retries,
+        retry_delay_seconds=[2.0, 10.0, 30.0][: max(retries, 1)],
+        retry_jitter_factor=0.5,
+        retry_condition_fn=_worth_retrying,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    def run(execution: Execution) -> StageReport:
+        return _bring_up_to_date(execution, stage)
+
+    return run
+
+
+# Retries only where the outside world is touched: the hub, the tracking server, the registry.
+prepare = _stage_task("prepare")
+teacher = _stage_task("teacher", retries=2)
+profile = _stage_task("profile")
+plan = _stage_task("plan")
+prune = _stage_task("prune")
+distill = _stage_task("distill")
+evaluate = _stage_task("evaluate")
+report = _stage_task("report")
+register = _stage_task("register", retries=3)
+promote = _stage_task("promote", retries=3)
+STORY = (prepare, teacher, profile, plan, prune, distill, evaluate, report, register, promote)
+
+
+@flow(name="compress", validate_parameters=False, persist_result=False)
+def compress(root: str = ".", force: bool = False, listen: Callable[[str, str], None] | None = None) -> list[StageReport]:
+    """Compress a video diffusion model in the project folder `root`.
+
+    Args:
+        root: folder with `params.yaml` and `dvc.yaml`.
+        force: run every stage, also those that are up to date.
+        listen: told (stage, event) as stages start and end.
+
+    Returns:
+        What became of each stage.
+    """
+    execution = Execution(Path(root), force=force, listen=listen or (lambda stage, event: None))
+    progress: Any = create_progress_artifact(0.0, key="vdmini-progress", description="stages of the story")
+    with execution.parent_run(f"compress-{execution.params.register_.name}"):
+        for done, step in enumerate(STORY, start=1):
+            step(execution)
+            update_progress_artifact(progress, 100.0 * done / len(STORY))
+    create_markdown_artifact(_summary(execution), key="vdmini-summary", description="What ran")
+    return execution.reports
+
+
+def _summary(execution: Execution) -> str:
+    rows = [f"| {r.stage} | {r.fate} | {r.seconds:.1f} s |" for r in execution.reports]
+    return "\n".join(["| stage | | time |", "|---|---|---|", *rows])

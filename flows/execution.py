@@ -1,0 +1,110 @@
+"""One execution of the pipeline in one project folder: who may run, what is stale, where it is recorded."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tasks import promote as promote_stage
+from tasks import register as register_stage
+from tasks.project import refresh_code_mark
+from tasks.stage import REPRODUCIBLE, StageResult, run_stage
+from tasks.tracking import MLflowTracker
+from tasks.versioning import Versions
+from vdmini_core.params import Params, load_params
+
+Fate = Literal["ran", "restored", "up to date"]
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What became of a stage in this execution."""
+
+    stage: str
+    fate: Fate
+    seconds: float
+    result: StageResult | None = None
+
+
+@dataclass
+class Execution:
+    """The state a flow hands from stage to stage; the folder holds everything that lasts."""
+
+    root: Path
+    force: bool = False
+    listen: Callable[[str, str], None] = lambda stage, event: None
+    reports: list[StageReport] = field(default_factory=list)
+    run_name: str = "vdmini"
+
+    def __post_init__(self) -> None:
+        self.root = self.root.resolve()
+        self.params: Params = load_params(self.root / "params.yaml")
+        refresh_code_mark(self.root)
+        self.versions = Versions(self.root)
+        self._tracker: MLflowTracker | None = None
+
+    @property
+    def tracker(self) -> MLflowTracker:
+        """MLflow, opened when the first stage needs it."""
+        if self._tracker is None:
+            self._tracker = MLflowTracker(self.root, self.run_name, keep_open=True)
+        return self._tracker
+
+    def stage(self, name: str) -> StageReport:
+        """Bring one stage up to date and say what it took."""
+        self.listen(name, "start")
+        started = time.perf_counter()
+        with stage_lock(self.root):
+            fate, result = self._bring_up_to_date(name)
+        report = StageReport(name, fate, time.perf_counter() - started, result)
+        self.reports.append(report)
+        self.listen(name, fate)
+        return report
+
+    def _bring_up_to_date(self, name: str) -> tuple[Fate, StageResult | None]:
+        if not self.force and self._current(name):
+            return "up to date", None
+        if name in REPRODUCIBLE and not self.force and self.versions.restore(name):
+            return "restored", None
+        result = run_stage(name, self.root, self.tracker)
+        if name in REPRODUCIBLE:
+            self.versions.record(name)
+        return "ran", result
+
+    def _current(self, name: str) -> bool:
+        rules = self.params.register_
+        if name == "register":
+            return register_stage.is_current(self.root, rules.name, rules.alias)
+        if name == "promote":
+            return promote_stage.is_current(self.root, rules.name, rules.alias, self.params.promote.alias)
+        return self.versions.is_current(name)
+
+    @contextmanager
+    def parent_run(self, name: str) -> Iterator[None]:
+        """One MLflow parent run around the stages, opened when the first stage really runs."""
+        self.run_name = name
+        ok = False
+        try:
+            yield
+            ok = True
+        finally:
+            if self._tracker is not None:
+                self._tracker.finish(ok)
+
+
+@contextmanager
+def stage_lock(root: Path) -> Iterator[None]:
+    """One stage at a time in one folder; a second execution waits and then finds the work done.
+
+    The lock is the kernel's (`flock`): it dies with its process, so a kill leaves nothing to clean up.
+    """
+    folder = root / ".vdmini"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "stage.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
