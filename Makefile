@@ -1,0 +1,44 @@
+# One command each; `make help` lists them. The environment is made from the lock file when it is missing.
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# DVC stages call `vdmini`: the environment's own must be found first.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help setup style check test demo bench clean
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
+
+setup: $(VENV)/.ready  ## environment from the lock file
+
+$(VENV)/.ready: requirements.lock pyproject.toml setup.py
+	$(PYTHON) -c 'import sys; sys.exit("VDMini needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-deps --requirement requirements.lock
+	$(BIN)/pip install --quiet "$$(grep ^torch== requirements.lock)"  # brings what this machine needs beside it (CUDA)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+style: setup  ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: setup  ## linter, formatter, types, the import law, parameters and pipeline file
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.check_project
+
+test: setup  ## every test: unit, flows, real servers
+	$(BIN)/python -m pytest
+
+demo: setup  ## the whole story on the embedded default: no GPU, no download, no account
+	$(BIN)/vdmini run
+
+bench: setup  ## benchmarks with results in benchmarks/results
+	@ls benchmarks/*.py >/dev/null 2>&1 && for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove what runs made here (caches of DVC and MLflow apart)
+	rm -rf artifacts workspaces .vdmini

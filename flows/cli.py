@@ -1,0 +1,183 @@
+"""`vdmini`: the stages, the run, and the tools. The door that may see every room.
+
+Heavy libraries are imported by the command that needs them, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tasks.stage import REPRODUCIBLE, STAGES
+from vdmini_core.cli import CORE_COMMANDS, JsonOption, new_app, print_json, run_app
+from vdmini_core.errors import VDMiniError
+
+app = new_app("Compress video diffusion models: profile, plan, prune, recover with ICMD, evaluate, register.")
+
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="edit params.yaml, e.g. plan.max_params_ratio=0.75")]  # fmt: skip  # noqa: E501
+ProfileOption = Annotated[str | None, typer.Option(help="start from a ready parameter set (profiles/NAME.yaml)")]
+VideosOption = Annotated[Path | None, typer.Option(help="folder of your own videos", exists=True, file_okay=False)]
+WorkspaceOption = Annotated[str | None, typer.Option(help="run in workspaces/NAME with parameters of its own")]
+ForceOption = Annotated[bool, typer.Option("--force", help="run also what is up to date")]
+RootOption = Annotated[Path, typer.Option("--root", help="project folder", exists=True, file_okay=False)]
+
+
+def _project(
+    root: Path, workspace: str | None, profile: str | None, videos: Path | None, assignments: list[str] | None
+) -> Path:
+    """The folder to run in, with its parameters edited in the open."""
+    from tasks.project import change_params, lay_out, workspace_folder
+    from tasks.versioning import init_repository
+
+    root = root.resolve()
+    if workspace is not None:
+        home, root = root, workspace_folder(root, workspace)
+        if not root.exists():
+            lay_out(root)
+            init_repository(root, shared_cache=home / ".dvc" / "cache")
+            typer.echo(f"workspace {workspace}: {root}", err=True)
+    if profile or videos or assignments:
+        changes = change_params(root, profile=profile, videos=videos, assignments=tuple(assignments or ()))
+        for line in changes:
+            typer.echo(f"params.yaml  {line}", err=True)
+    return root
+
+
+@app.command("run")
+def run(
+    profile: ProfileOption = None,
+    assignments: SetOption = None,
+    videos: VideosOption = None,
+    workspace: WorkspaceOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    root: RootOption = Path("."),
+) -> None:
+    """Run the whole story (the Prefect flow); stages that are up to date are skipped."""
+    with _pipeline_extra():
+        from flows.console import RunConsole
+        from flows.quiet import quiet_servers
+
+        folder = _project(root, workspace, profile, videos, assignments)
+        quiet_servers(folder)
+        from flows.compress import compress
+
+        console = RunConsole(folder)
+        reports = compress(root=str(folder), force=force, listen=console.listen)
+    summary = console.summary(reports)
+    print_json(summary) if as_json else console.show(summary)
+
+
+def _stage_command(stage: str) -> Callable[..., None]:
+    def command(
+        assignments: SetOption = None,
+        profile: ProfileOption = None,
+        workspace: WorkspaceOption = None,
+        force: ForceOption = False,
+        as_json: JsonOption = False,
+        root: RootOption = Path("."),
+    ) -> None:
+        _run_one(stage, _project(root, workspace, profile, None, assignments), force, as_json)
+
+    command.__doc__ = f"Stage: {STAGES[stage].says}."
+    return command
+
+
+def _prepare_command(
+    videos: VideosOption = None,
+    assignments: SetOption = None,
+    profile: ProfileOption = None,
+    workspace: WorkspaceOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    root: RootOption = Path("."),
+) -> None:
+    """Stage: videos -> clips of one shape."""
+    _run_one("prepare", _project(root, workspace, profile, videos, assignments), force, as_json)
+
+
+def _run_one(stage: str, root: Path, force: bool, as_json: bool) -> None:
+    with _pipeline_extra():
+        from flows.console import show_stage
+        from flows.quiet import quiet_servers
+
+        quiet_servers(root)
+        if "DVC_STAGE" in os.environ and stage in REPRODUCIBLE:
+            # `dvc repro` runs us: it knows what is stale and records the result itself.
+            from tasks.stage import run_stage
+            from tasks.tracking import MLflowTracker
+
+            result = run_stage(stage, root, MLflowTracker(root))
+            show_stage(result, as_json)
+            return
+        from flows.execution import Execution
+
+        execution = Execution(root, force=force)
+        with execution.parent_run(f"vdmini-{stage}"):
+            report = execution.stage(stage)
+    if report.result is not None:
+        show_stage(report.result, as_json)
+    elif as_json:
+        print_json({"stage": stage, "fate": report.fate})
+    else:
+        typer.echo(f"{stage}: {report.fate} (artifacts/{stage})")
+
+
+class _pipeline_extra:  # noqa: N801  (reads as a statement)
+    """Turns a missing extra into an error that says how to install it."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in {
+            "prefect", "ray", "mlflow", "dvc", "boto3", "psutil", "pandas",
+        }:  # fmt: skip
+            raise VDMiniError(
+                f"this command needs {error.name}, which is not installed",
+                fix='pip install "vdmini[pipeline]"; `python -m vdmini_core` offers what the core can do alone',
+            ) from None
+
+
+@app.command("init")
+def init(folder: Annotated[Path, typer.Argument(help="new project folder")]) -> None:
+    """Lay out a project: dvc.yaml, params.yaml, profiles."""
+    with _pipeline_extra():
+        from tasks.project import lay_out
+        from tasks.versioning import init_repository
+
+        lay_out(folder)
+        init_repository(folder)
+    typer.echo(f"{folder}: ready. Next: cd {folder} && vdmini run --profile nano")
+
+
+@app.command("doctor")
+def doctor(as_json: JsonOption = False, root: RootOption = Path(".")) -> None:
+    """Check installation, project and services, and say how to mend what is wrong."""
+    from flows.doctor import examine
+    from vdmini_core.cli import print_rows
+
+    findings = examine(root.resolve())
+    print_json(findings) if as_json else print_rows(findings)
+    if any(finding["state"] == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+for _name in STAGES:
+    app.command(_name)(_prepare_command if _name == "prepare" else _stage_command(_name))
+for _name, _function in CORE_COMMANDS.items():
+    app.command(_name)(_function)
+
+
+def main() -> None:
+    """Entry point of `vdmini`."""
+    sys.exit(run_app(app))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""`vdmini doctor`: is everything there, and what to do where it is not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from vdmini_core.errors import VDMiniError
+from vdmini_core.params import load_params
+
+_CORE = ("torch", "diffusers", "transformers", "decord", "av")
+_PIPELINE = ("prefect", "ray", "mlflow", "dvc", "dvc-s3", "boto3")
+MIN_FREE_GIB = 2
+
+
+def examine(root: Path) -> list[dict[str, Any]]:
+    """One finding per thing looked at: what, state (`ok`, `absent`, `broken`), detail, to do."""
+    findings = [_python(), *(_library(name, "vdmini") for name in _CORE)]
+    findings += [_library(name, "vdmini[pipeline]") for name in _PIPELINE]
+    findings += [_accelerator(), _disk(root), _params(root), _dvc(root), _writable(root)]
+    findings += [_server("MLflow", "MLFLOW_TRACKING_URI", "/health", "a SQLite file in the project")]
+    findings += [_server("Prefect", "PREFECT_API_URL", "/health", "a temporary server for each run")]
+    return findings
+
+
+def _finding(what: str, state: str, detail: str, fix: str = "") -> dict[str, Any]:
+    return {"what": what, "state": state, "detail": detail, "to do": fix}
+
+
+def _python() -> dict[str, Any]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    fine = sys.version_info >= (3, 11)
+    return _finding("Python", "ok" if fine else "broken", version, "" if fine else "use Python 3.11 or newer")
+
+
+def _library(name: str, extra: str) -> dict[str, Any]:
+    try:
+        return _finding(name, "ok", importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return _finding(name, "broken", "not installed", f'pip install "{extra}"')
+
+
+def _accelerator() -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError as error:
+        return _finding("accelerator", "broken", str(error), "install torch")
+    if torch.cuda.is_available():
+        return _finding("accelerator", "ok", torch.cuda.get_device_name(0))
+    return _finding("accelerator", "absent", f"none; {os.cpu_count()} CPU cores", "fine for nano and mini")
+
+
+def _disk(root: Path) -> dict[str, Any]:
+    free = shutil.disk_usage(root).free / 2**30
+    fine = free >= MIN_FREE_GIB
+    return _finding("disk", "ok" if fine else "broken", f"{free:.1f} GiB free", "" if fine else "make room")
+
+
+def _params(root: Path) -> dict[str, Any]:
+    try:
+        load_params(root / "params.yaml")
+    except VDMiniError as error:
+        return _finding("params.yaml", "broken", error.problem, error.fix)
+    return _finding("params.yaml", "ok", "every key is known, every value fits")
+
+
+def _dvc(root: Path) -> dict[str, Any]:
+    fix = "run inside the checkout, or `vdmini init DIR`"
+    if not (root / "dvc.yaml").is_file():
+        return _finding("DVC project", "broken", "no dvc.yaml here", fix)
+    if not (root / ".dvc").is_dir():
+        return _finding("DVC project", "broken", "no .dvc folder here", fix)
+    return _finding("DVC project", "ok", "dvc.yaml and .dvc are there")
+
+
+def _writable(root: Path) -> dict[str, Any]:
+    fine = os.access(root, os.W_OK)
+    return _finding("project folder", "ok" if fine else "broken", "writable" if fine else "read-only")
+
+
+def _server(what: str, variable: str, path: str, default: str) -> dict[str, Any]:
+    url = os.environ.get(variable, "")
+    if not url.startswith(("http://", "https://")):
+        return _finding(what, "ok", url.split("@")[-1] or f"not configured: {default}")
+    shown = url.split("@")[-1]
+    try:
+        with urllib.request.urlopen(url.rstrip("/") + path, timeout=5) as answer:
+            return _finding(what, "ok", f"{shown} answers {answer.status}")
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        return _finding(what, "broken", f"{shown}: {error}", f"start the server or unset {variable}")

@@ -1,0 +1,69 @@
+"""Typed params at the door: unknown keys name the nearest known one, nothing impossible gets in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vdmini_core.errors import ParamsError
+from vdmini_core.params import Params, known_keys, load_params, nearest_key, parse_params
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_params_yaml_is_the_typed_default() -> None:
+    assert load_params(ROOT / "params.yaml") == Params()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"distill": {"stepz": 3}}, "did you mean `distill.steps`"),
+        ({"profle": {}}, "did you mean `profile`"),
+        ({"plan": {"max_params_ratio": 2}}, "less than or equal to 1"),
+        ({"plan": {"recipe": "auto"}}, "needs a budget"),
+        ({"distill": {"batch_size": 3, "workers": 2}}, "not a multiple"),
+        ({"distill": {"learning_rate": float("nan")}}, "learning_rate"),
+        ({"distill": {"lambda_task": 0, "lambda_icd": 0, "lambda_mca": 0}}, "nothing would be learned"),
+        ({"profile": {"clips": 999}}, "exceeds prepare.clips.validation"),
+        ({"teacher": {"source": "hub"}}, "needs `hub_id`"),
+        ({"prepare": {"height": 65}}, "multiple of 8"),
+        ([1, 2], "holds no parameters"),
+    ],
+)
+def test_wrong_params_are_refused_with_the_reason(data: object, says: str) -> None:
+    with pytest.raises(ParamsError, match="(?s).*" + says.replace(".", r"\.")):
+        parse_params(data)
+
+
+def test_missing_and_broken_files_say_so(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="no params.yaml here"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1,")
+    with pytest.raises(ParamsError, match="not valid YAML"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("base: !!python/object/apply:os.system ['true']")
+    with pytest.raises(ParamsError):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_params_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Params().base.seed = 3  # type: ignore[misc]
+
+
+@given(st.sampled_from(known_keys()), st.integers(0, 100))
+def test_a_typo_of_any_key_finds_it(key: str, position: int) -> None:
+    section, _, name = key.rpartition(".")
+    if len(name) < 6:
+        return
+    cut = position % len(name)
+    typo = (section + "." if section else "") + name[:cut] + name[cut + 1 :]
+    if typo in known_keys():
+        return
+    near = nearest_key(typo)
+    assert near is not None
+    assert near.rsplit(".", 1)[-1][:3] == name[:3] or near == key or cut < 3

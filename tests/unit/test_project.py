@@ -1,0 +1,83 @@
+"""Parameters change in the open, whole or not at all; projects and workspaces are laid out once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tasks.project import change_params, lay_out, parse_assignment, workspace_folder
+from tests.check_project import problems
+from vdmini_core.errors import ParamsError, VDMiniError
+from vdmini_core.params import Params, load_params
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    lay_out(tmp_path / "proj")
+    return tmp_path / "proj"
+
+
+def test_the_projects_own_files_fit_the_code() -> None:
+    assert problems() == []
+
+
+def test_a_new_project_holds_the_defaults(project: Path) -> None:
+    assert load_params(project / "params.yaml") == Params()
+    assert (project / "profiles" / "nano.yaml").is_file()
+    stages = YAML(typ="safe").load((project / "dvc.yaml").read_text())["stages"]
+    deps = [dep for stage in stages.values() for dep in stage["deps"]]
+    assert not [dep for dep in deps if dep.startswith(("vdmini_core/", "tasks/"))]
+    assert all(stage["deps"].count("vdmini-code.json") == 1 for stage in stages.values())
+    with pytest.raises(VDMiniError, match="already holds a project"):
+        lay_out(project)
+
+
+def test_changes_are_shown_and_comments_survive(project: Path) -> None:
+    changes = change_params(project, assignments=("plan.max_params_ratio=0.75", "distill.steps=7"))
+    assert changes == ["plan.max_params_ratio: None -> 0.75", "distill.steps: 200 -> 7"]
+    assert load_params(project / "params.yaml").distill.steps == 7
+    assert (project / "params.yaml").read_text().startswith("#")
+    assert change_params(project, assignments=("distill.steps=7",)) == []
+
+
+def test_a_bad_change_changes_nothing(project: Path) -> None:
+    before = (project / "params.yaml").read_text()
+    for bad in ("plan.max_params_ratio=7", "distill.step=7", "nonsense", "distill.steps=[1", "distill.steps=abc"):
+        with pytest.raises(ParamsError):
+            change_params(project, assignments=(bad,))
+    assert (project / "params.yaml").read_text() == before
+
+
+def test_profile_starts_from_the_defaults(project: Path) -> None:
+    change_params(project, assignments=("distill.learning_rate=0.01",))
+    change_params(project, profile="nano", assignments=("distill.steps=3",))
+    params = load_params(project / "params.yaml")
+    assert (params.teacher.bundled, params.distill.steps) == ("nano", 3)
+    assert params.distill.learning_rate == Params().distill.learning_rate
+    change_params(project, profile="mini")
+    assert load_params(project / "params.yaml") == Params()
+    with pytest.raises(ParamsError, match="mini, nano"):
+        change_params(project, profile="nope")
+    with pytest.raises(ParamsError):
+        change_params(project, profile="../nano")
+
+
+def test_videos_are_kept_relative_to_the_project(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    change_params(project, videos=tmp_path / "films")
+    params = load_params(project / "params.yaml")
+    assert (params.prepare.source, params.prepare.videos) == ("folder", "../films")
+
+
+def test_assignments_are_yaml() -> None:
+    assert parse_assignment("plan.units=[M, D.1.pair.1]") == ("plan.units", ["M", "D.1.pair.1"])
+    assert parse_assignment("plan.max_params_ratio=") == ("plan.max_params_ratio", None)
+
+
+def test_workspace_names_stay_inside(tmp_path: Path) -> None:
+    assert workspace_folder(tmp_path, "try-1") == tmp_path / "workspaces" / "try-1"
+    for bad in ("../x", "a/b", "", ".hidden", "x" * 65):
+        with pytest.raises(VDMiniError):
+            workspace_folder(tmp_path, bad)

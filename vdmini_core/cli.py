@@ -1,0 +1,167 @@
+"""Commands that need the core alone: `python -m vdmini_core inspect | generate`.
+
+The full command line (`flows/cli.py`) offers the very same functions under `vdmini`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vdmini_core.errors import DataError, VDMiniError
+
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+
+
+def print_json(data: Any) -> None:
+    """JSON to standard output, nothing else."""
+    sys.stdout.write(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def print_rows(rows: list[dict[str, Any]], title: str = "", console: Console | None = None) -> None:
+    """A table with one column per key; text as it is, never read as markup."""
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for name in columns:
+        numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in columns))
+    (console or Console()).print(table, markup=False)
+
+
+def _cell(value: Any) -> Any:
+    from rich.text import Text
+
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return Text(str(value))
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="pipeline directory, or `stable-video-diffusion`")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print a model's units with parameters and FLOPs; no weights are read."""
+    from vdmini_core.models.inspect import inspect_model
+
+    facts = inspect_model(model)
+    if as_json:
+        print_json(facts)
+        return
+    units = [
+        {
+            "unit": unit["name"],
+            "kind": unit["kind"],
+            "parameters": unit["parameters"],
+            "GFLOP": unit["flops"] / 1e9,
+            "removable": "yes" if unit["removable"] else f"no: {unit['reason']}",
+        }
+        for unit in facts["units"]
+    ]
+    print_rows(units, title=str(model))
+    totals = {key: value for key, value in facts.items() if isinstance(value, int | float | str)}
+    for key, value in totals.items():
+        typer.echo(f"{key}: {value:,}" if isinstance(value, int) else f"{key}: {value}")
+
+
+def generate(
+    model: Annotated[Path, typer.Argument(help="pipeline directory (teacher or student)")],
+    image: Annotated[Path, typer.Option("--image", help="first frame")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="video file to write (.mp4)")],
+    seed: Annotated[int, typer.Option(help="seed of the noise")] = 0,
+    scale: Annotated[int, typer.Option(min=1, max=16, help="enlarge the written video")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda")] = "cpu",
+) -> None:
+    """Generate a video from an image."""
+    import numpy as np
+    import torch
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    from vdmini_core.data.video import write_mp4
+    from vdmini_core.models.generate import generate as generate_clips
+    from vdmini_core.models.registry import load_pipeline, load_settings
+
+    if output.suffix.lower() != ".mp4":
+        raise DataError("the output must be an .mp4 file", found=str(output), fix="use -o NAME.mp4")
+    if not output.resolve().parent.is_dir():
+        raise DataError("the output's folder does not exist", found=str(output.parent))
+    try:
+        picture = Image.open(image).convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"{image} cannot be read as an image", found=str(error), fix="give a PNG or JPEG") from None
+    pipeline = load_pipeline(model, device=device)
+    settings = load_settings(model, pipeline)
+    frame = np.asarray(ImageOps.fit(picture, (settings.width, settings.height)))
+    video = generate_clips(pipeline, torch.from_numpy(frame.copy())[None], [seed], settings)[0].numpy()
+    if scale > 1:
+        video = video.repeat(scale, axis=1).repeat(scale, axis=2)
+    write_mp4(output, video, settings.fps)
+    typer.echo(f"{output}: {len(video)} frames of {video.shape[2]}x{video.shape[1]} at {settings.fps:g} fps")
+
+
+def plan_diff(
+    first: Annotated[Path, typer.Argument(help="plan.json")],
+    second: Annotated[Path, typer.Argument(help="plan.json")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print what two plans do differently."""
+    from vdmini_core.pruning.plan import Plan, diff_plans
+
+    difference = diff_plans(Plan.load(first), Plan.load(second))
+    print_json(difference) if as_json else typer.echo(
+        "\n".join(f"{key}: {value}" for key, value in difference.items()) or "the plans are the same"
+    )
+
+
+CORE_COMMANDS: dict[str, Callable[..., None]] = {"inspect": inspect, "generate": generate, "plan-diff": plan_diff}
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """A Typer app in the house style."""
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def run_app(app: typer.Typer) -> int:
+    """Run a command line: 0 done, 1 failed with a reason, 2 bad arguments; no traceback for user mistakes."""
+    # Typer carries its own copy of click, older ones use click itself: take the classes from Typer.
+    usage_error: type[typer.BadParameter] = typer.BadParameter.__mro__[1]  # type: ignore[assignment]
+    try:
+        result = typer.main.get_command(app).main(standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except VDMiniError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except usage_error as error:
+        error.show()
+        return 2
+    except (typer.Abort, KeyboardInterrupt):
+        sys.stderr.write("stopped; run the same command again to go on\n")
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def main() -> None:
+    """Entry point of `python -m vdmini_core`."""
+    app = new_app("VDMini's core: inspect and run compressed video diffusion models.")
+    for name, function in CORE_COMMANDS.items():
+        app.command(name)(function)
+    sys.exit(run_app(app))
