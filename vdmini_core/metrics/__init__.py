@@ -1,1 +1,69 @@
-"""metrics of the core."""
+"""Video metrics: Fréchet distances with intervals, extractors, paired measures, speed.
+
+The names below are the public ones; each is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vdmini_core.metrics.extractors import Extractor, load_extractor
+    from vdmini_core.metrics.frechet import GaussianStats, frechet_distance
+    from vdmini_core.metrics.paired import paired_mse, psnr, ssim, temporal_difference_error
+    from vdmini_core.metrics.speed import compare_latency, measure_latency, peak_memory
+    from vdmini_core.metrics.uncertainty import (
+        FrechetResult,
+        NoiseFloor,
+        frechet_infinite,
+        frechet_with_interval,
+        noise_floor,
+    )
+    from vdmini_core.models.flops import count_flops
+
+_HOMES = {
+    "Extractor": "metrics.extractors",
+    "FrechetResult": "metrics.uncertainty",
+    "GaussianStats": "metrics.frechet",
+    "NoiseFloor": "metrics.uncertainty",
+    "compare_latency": "metrics.speed",
+    "count_flops": "models.flops",
+    "frechet_distance": "metrics.frechet",
+    "frechet_infinite": "metrics.uncertainty",
+    "frechet_with_interval": "metrics.uncertainty",
+    "load_extractor": "metrics.extractors",
+    "measure_latency": "metrics.speed",
+    "noise_floor": "metrics.uncertainty",
+    "paired_mse": "metrics.paired",
+    "peak_memory": "metrics.speed",
+    "psnr": "metrics.paired",
+    "ssim": "metrics.paired",
+    "temporal_difference_error": "metrics.paired",
+}
+
+__all__ = [
+    "Extractor",
+    "FrechetResult",
+    "GaussianStats",
+    "NoiseFloor",
+    "compare_latency",
+    "count_flops",
+    "frechet_distance",
+    "frechet_infinite",
+    "frechet_with_interval",
+    "load_extractor",
+    "measure_latency",
+    "noise_floor",
+    "paired_mse",
+    "peak_memory",
+    "psnr",
+    "ssim",
+    "temporal_difference_error",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"vdmini_core.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,75 @@
+"""What a metric accepts as videos: one check, one conversion, errors that name the clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vdmini_core.errors import DataError
+
+
+def checked_videos(
+    videos: Tensor, what: str = "videos", least_clips: int = 1, least_frames: int = 1
+) -> Tensor:
+    """Check clips (n, F, H, W, 3), uint8 or floats in [0, 1]; returned as they are.
+
+    Raises:
+        DataError: on another shape or type, too few clips or frames, NaN or values outside [0, 1],
+            naming the clips.
+    """
+    videos = torch.as_tensor(videos)
+    if videos.ndim != 5 or videos.shape[-1] != 3:
+        raise DataError(
+            f"{what} have the wrong shape",
+            expected="(clips, frames, height, width, 3)",
+            found=str(tuple(videos.shape)),
+        )
+    for least, found, unit in (
+        (least_clips, videos.shape[0], "clips"),
+        (least_frames, videos.shape[1], "frames a clip"),
+    ):
+        if found < least:
+            raise DataError(f"{what}: too few {unit}", expected=f"at least {least}", found=str(found))
+    if videos.dtype == torch.uint8:
+        return videos
+    if not videos.is_floating_point():
+        raise DataError(
+            f"{what} have the wrong type",
+            expected="uint8, or floats in [0, 1]",
+            found=str(videos.dtype).removeprefix("torch."),
+        )
+    for index, clip in enumerate(videos):
+        _check_values(clip, f"clip {index} of {what}")
+    return videos
+
+
+def _check_values(clip_FHWC: Tensor, what: str) -> None:
+    bad = [i for i, frame in enumerate(clip_FHWC) if not bool(torch.isfinite(frame).all())]
+    if bad:
+        raise DataError(f"{what} holds NaN or infinite values", found=f"frames {bad[:8]}")
+    low, high = float(clip_FHWC.min()), float(clip_FHWC.max())
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise DataError(
+            f"{what} leaves [0, 1]", expected="floats in [0, 1]", found=f"{low:.3g} to {high:.3g}"
+        )
+
+
+def as_unit_floats(videos: Tensor) -> Tensor:
+    """uint8 or [0, 1] floats -> float32 in [0, 1]."""
+    return videos.float() / 255 if videos.dtype == torch.uint8 else videos.float().clamp(0, 1)
+
+
+def network_batches(videos: Tensor, side: int, batch_size: int) -> Iterator[Tensor]:
+    """Batches (B, 3, F, side, side), float32 in [0, 1]; scaled first, then resized (bilinear, antialiased)."""
+    for start in range(0, len(videos), batch_size):
+        batch = as_unit_floats(videos[start : start + batch_size]).permute(0, 1, 4, 2, 3)
+        B, frames = batch.shape[:2]
+        if batch.shape[-2:] != (side, side):
+            flat = F.interpolate(
+                batch.flatten(0, 1), (side, side), mode="bilinear", align_corners=False, antialias=True
+            )
+            batch = flat.reshape(B, frames, 3, side, side).clamp(0, 1)
+        yield batch.transpose(1, 2).contiguous()
