@@ -1,0 +1,45 @@
+"""A project folder of its own for every pipeline test, with the nano profile."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.project import change_params, lay_out
+from tasks.versioning import init_repository
+
+VDMINI = Path(sys.executable).with_name("vdmini")
+
+
+def make_project(folder: Path, *assignments: str) -> Path:
+    lay_out(folder)
+    init_repository(folder)
+    change_params(folder, profile="nano", assignments=assignments)
+    return folder
+
+
+def environment(**extra: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "VDMINI_", "DVC_"))}
+    return {**clean, "PATH": path, **extra}
+
+
+def vdmini(root: Path, *arguments: str, check: bool = True, timeout: float = 280, **extra: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [str(VDMINI), *arguments], cwd=root, env=environment(**extra), capture_output=True, text=True, timeout=timeout
+    )
+    assert not check or done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A nano project that `vdmini run` has brought to its end once; tests must leave it up to date."""
+    root = make_project(tmp_path_factory.mktemp("nano") / "proj")
+    vdmini(root, "run")
+    yield root

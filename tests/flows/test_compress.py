@@ -1,0 +1,125 @@
+"""The whole nano story by both drivers: same hashes, nothing run twice, DVC clean, MLflow complete."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.stage import REPRODUCIBLE, STAGES
+from tasks.tracking import connect
+from tests.flows.conftest import environment, make_project, vdmini
+from vdmini_core.artifacts import read_json, tree_digests
+
+DVC = Path(sys.executable).with_name("dvc")
+pytestmark = pytest.mark.services
+
+
+def hashes(root: Path) -> dict[str, str]:
+    """Every output but the volatile files, the rendered report and what belongs to the outside world."""
+    found = {}
+    for stage in REPRODUCIBLE:
+        if stage != "report":
+            found |= {f"{stage}/{k}": v for k, v in tree_digests(root / "artifacts" / stage).items()}
+            manifest = read_json(root / "artifacts" / stage / "manifest.json")
+            found[f"{stage}/manifest"] = json.dumps(manifest, sort_keys=True)
+    return found
+
+
+def test_the_run_leaves_every_output_and_a_clean_dvc_status(finished_project: Path) -> None:
+    for stage in STAGES:
+        assert (finished_project / "artifacts" / stage / "manifest.json").is_file(), stage
+    status = subprocess.run(
+        [DVC, "status", "--json"], cwd=finished_project, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert json.loads(status.stdout) == {}
+    assert not list((finished_project / "artifacts").glob(".*"))
+
+
+def test_a_second_run_does_nothing(finished_project: Path) -> None:
+    summary = json.loads(vdmini(finished_project, "run", "--json").stdout)
+    assert {row["fate"] for row in summary["stages"]} == {"up to date"}
+
+
+def test_both_drivers_give_the_same_bytes(finished_project: Path, tmp_path: Path) -> None:
+    other = make_project(tmp_path / "repro")
+    done = subprocess.run([DVC, "repro"], cwd=other, env=environment(), capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert hashes(other) == hashes(finished_project)
+    # The flow goes on where the other driver stopped, and plain `dvc repro` had its MLflow parent run.
+    assert {r["fate"] for r in json.loads(vdmini(other, "run", "--json").stdout)["stages"][:8]} == {"up to date"}
+    runs = connect(other).search_runs(["1"], max_results=100)
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[-1].info.run_id]
+    assert {run.info.run_name for run in children} == set(REPRODUCIBLE)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_metrics_have_every_row(finished_project: Path) -> None:
+    metrics = read_json(finished_project / "artifacts" / "evaluate" / "metrics.json")
+    for row in ("teacher", "pruned", "recovered", "repeat_first_frame", "real"):
+        assert "fvd_real" in metrics[row]
+        assert row == "teacher" or {"fvd_teacher", "mse_teacher"} <= set(metrics[row])
+    assert {"params", "flops"} <= set(metrics["recovered"])
+    assert 0 < metrics["params_ratio"] < 1
+    assert 0 < metrics["flops_ratio"] < 1
+    timing = read_json(finished_project / "artifacts" / "evaluate" / "timing.json")
+    assert set(timing["speedup"]) >= {"unet", "vae_decoder", "end_to_end"}
+    assert set(timing["latency_ms"]) >= {"teacher", "pruned", "recovered"}
+
+
+def test_one_parent_run_with_a_nested_run_per_stage(finished_project: Path) -> None:
+    client = connect(finished_project)
+    runs = client.search_runs(["1"], max_results=100)
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    children = {run.info.run_name: run for run in runs if "mlflow.parentRunId" in run.data.tags}
+    assert set(children) == set(STAGES)
+    assert "task" in " ".join(children["distill"].data.metrics)
+    assert children["plan"].data.params["plan.recipe"] == "paper"
+
+
+def test_the_registered_student_makes_a_video_in_a_fresh_process(finished_project: Path) -> None:
+    code = (
+        "import mlflow, numpy as np\n"
+        f"mlflow.set_tracking_uri('sqlite:///{finished_project / 'mlflow.db'}')\n"
+        "model = mlflow.pyfunc.load_model('models:/vdmini-nano@candidate')\n"
+        "image = np.zeros((32, 32, 3), np.uint8); image[8:20, 8:20] = 255\n"
+        "video = model.predict(image)\n"
+        "assert video.shape == (4, 32, 32, 3) and video.dtype == np.uint8, video.shape\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_changed_plan_runs_the_plan_and_what_follows(finished_project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(finished_project, root)
+    done = vdmini(root, "run", "--set", "plan.max_params_ratio=0.9", "--json")
+    fates = {row["stage"]: row["fate"] for row in json.loads(done.stdout)["stages"]}
+    assert [name for name, fate in fates.items() if fate != "up to date"][0] == "plan"
+    assert all(fates[name] == "up to date" for name in ("prepare", "teacher", "profile"))
+    assert "plan.max_params_ratio: None -> 0.9" in done.stderr
+
+
+def test_deleted_outputs_come_back_without_running(finished_project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(finished_project, root)
+    before = hashes(root)
+    shutil.rmtree(root / "artifacts" / "teacher")
+    fates = {r["stage"]: r["fate"] for r in json.loads(vdmini(root, "run", "--json").stdout)["stages"]}
+    assert fates["teacher"] == "restored"
+    assert hashes(root) == before
+
+
+def test_a_mistake_of_the_user_has_no_traceback(finished_project: Path, tmp_path: Path) -> None:
+    root = make_project(tmp_path / "bad", "teacher.source=path", "teacher.path=nowhere")
+    done = vdmini(root, "run", check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "teacher" in done.stderr
+    assert vdmini(root, "run", "--bogus", check=False).returncode == 2
