@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from vdmini_core.pruning.plan import Plan
 
 Variant = Literal["removed", "replaced"]
 
@@ -69,12 +66,18 @@ class Conditions:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditions:
         """Move every tensor; cast the floating ones."""
-        return Conditions({name: t.to(device, dtype if t.is_floating_point() else None) for name, t in self.tensors.items()})
+        return Conditions(
+            {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in self.tensors.items()}
+        )
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How a pipeline directory wants to be sampled (its `vdmini.json`, or the family's defaults)."""
+    """How a pipeline directory wants to be sampled (its `vdmini.json`, or the family's defaults).
+
+    `latent_scale` is the pipeline's own: pixels per latent cell, 2 ** (VAE levels - 1). `load_settings`
+    reads it from the VAE, so that everything that sees the denoiser alone knows the latent size.
+    """
 
     frames: int
     height: int
@@ -85,6 +88,12 @@ class SamplingSettings:
     motion_bucket_id: int = 127
     noise_aug_strength: float = 0.02
     decode_chunk_size: int = 8
+    latent_scale: int = 8
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents (h, w)."""
+        return self.height // self.latent_scale, self.width // self.latent_scale
 
 
 @runtime_checkable
@@ -98,7 +107,9 @@ class Family(Protocol):
         """Every unit in the order the data meets them, with parameters and FLOPs."""
         ...
 
-    def bypass(self, denoiser: nn.Module, unit: str, variant: Variant, seed: int = 0) -> AbstractContextManager[None]:
+    def bypass(
+        self, denoiser: nn.Module, unit: str, variant: Variant, seed: int = 0
+    ) -> AbstractContextManager[None]:
         """Within the context the unit is removed or replaced; afterwards the model is as before."""
         ...
 
@@ -111,9 +122,12 @@ class Family(Protocol):
         ...
 
     def prepare_conditions(
-        self, pipeline: Any, first_frames_BHWC: Tensor, settings: SamplingSettings, seed: int
+        self, pipeline: Any, first_frames_BHWC: Tensor, settings: SamplingSettings, seed: int | Sequence[int]
     ) -> Conditions:
-        """First frames uint8 (B, H, W, 3) -> what the denoiser is conditioned on."""
+        """First frames uint8 (B, H, W, 3) -> what the denoiser is conditioned on.
+
+        One seed serves every clip alike, a sequence gives each clip its own; batches do not matter.
+        """
         ...
 
     def encode_clips(self, pipeline: Any, clips_BFHWC: Tensor) -> Tensor:
@@ -128,12 +142,19 @@ class Family(Protocol):
         """Unit Gaussian noise (B, F, C, h, w), one generator per clip so that batches do not matter."""
         ...
 
-    def denoise(self, denoiser: nn.Module, noisy_BFChw: Tensor, sigma_B: Tensor, conditions: Conditions) -> Tensor:
+    def denoise(
+        self, denoiser: nn.Module, noisy_BFChw: Tensor, sigma_B: Tensor, conditions: Conditions
+    ) -> Tensor:
         """One call of the denoiser with the base model's own preconditioning: predicted clean latents."""
         ...
 
     def sample(
-        self, pipeline: Any, denoiser: nn.Module, noise_BFChw: Tensor, conditions: Conditions, settings: SamplingSettings
+        self,
+        pipeline: Any,
+        denoiser: nn.Module,
+        noise_BFChw: Tensor,
+        conditions: Conditions,
+        settings: SamplingSettings,
     ) -> Tensor:
         """Unit noise -> clean latents (B, F, C, h, w), equal to the stock pipeline's own sampling."""
         ...

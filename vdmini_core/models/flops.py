@@ -1,0 +1,75 @@
+"""Exact floating point operations, per module, without memory: everything runs on the meta device.
+
+Counted: convolutions, linear layers and attention products, two operations per multiply-add
+(`torch.utils.flop_counter`). Normalisation and activations are not counted, as in the paper's figures.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vdmini_core.models.base import SamplingSettings
+from vdmini_core.models.pruned_unet import build_on_meta
+
+
+def module_flops(model: nn.Module, call: Callable[[], Any]) -> dict[str, int]:
+    """Dotted module path -> operations while `call` runs `model` (on meta); "" is the whole call."""
+    with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
+        call()
+    prefix = type(model).__name__ + "."
+    counts = {
+        path.removeprefix(prefix): sum(by_operator.values())
+        for path, by_operator in counter.get_flop_counts().items()
+        if path.startswith(prefix)
+    }
+    counts[""] = counter.get_total_flops()
+    return counts
+
+
+def denoiser_flops(denoiser: Any, settings: SamplingSettings) -> dict[str, int]:
+    """Operations of one U-Net pass at batch 1, per module path; "" is the total."""
+    config = json.dumps({k: v for k, v in denoiser.config.items() if not k.startswith("_")}, sort_keys=True)
+    return dict(_unet_flops(type(denoiser), config, settings.frames, *settings.latent_size))
+
+
+def total_flops(denoiser: nn.Module, settings: SamplingSettings) -> int:
+    """Operations of one U-Net pass at batch 1."""
+    return denoiser_flops(denoiser, settings)[""]
+
+
+def decoder_flops(vae: Any, settings: SamplingSettings) -> dict[str, int]:
+    """Operations of decoding one clip in one go with the temporal VAE decoder, per module path."""
+    config = {k: v for k, v in vae.config.items() if not k.startswith("_")}
+    decoder: Any = build_on_meta(type(vae), config).decoder
+    latents = torch.zeros(settings.frames, config["latent_channels"], *settings.latent_size, device="meta")
+    images = torch.zeros(1, settings.frames, device="meta")  # no frame is a still image
+    return module_flops(
+        decoder, lambda: decoder(latents, num_frames=settings.frames, image_only_indicator=images)
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _unet_flops(cls: Any, config: str, frames: int, height: int, width: int) -> dict[str, int]:
+    unet = build_on_meta(cls, json.loads(config))
+    inputs = unet_inputs(unet, frames, height, width)
+    return module_flops(unet, lambda: unet(*inputs))
+
+
+def unet_inputs(unet: Any, frames: int, height: int, width: int, device: str = "meta") -> tuple[Tensor, ...]:
+    """Sample (1, F, C, h, w), timestep (1,), image embedding (1, 1, D), time ids (1, n)."""
+    embedding = unet.config.cross_attention_dim
+    width_of_embedding = embedding if isinstance(embedding, int) else embedding[0]
+    ids = unet.config.projection_class_embeddings_input_dim // unet.config.addition_time_embed_dim
+    return (
+        torch.zeros(1, frames, unet.config.in_channels, height, width, device=device),
+        torch.zeros(1, device=device),
+        torch.zeros(1, 1, width_of_embedding, device=device),
+        torch.zeros(1, ids, device=device),
+    )

@@ -1,0 +1,176 @@
+"""What may be loaded from a pipeline directory: known classes, every part present, no pickles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vdmini_core.errors import ModelError
+
+INDEX = "model_index.json"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+VARIANT = "fp16"
+# Part -> (library, class) pairs that may fill it; weights None: the part has a config only.
+Parts = Mapping[str, tuple[frozenset[tuple[str, str]], tuple[str, str | None]]]
+SVD_PARTS: Parts = {
+    "unet": (
+        frozenset(
+            {
+                ("diffusers", "UNetSpatioTemporalConditionModel"),
+                ("vdmini_core", "UNetSpatioTemporalPrunedModel"),
+            }
+        ),
+        ("config.json", "diffusion_pytorch_model"),
+    ),
+    "vae": (
+        frozenset({("diffusers", "AutoencoderKLTemporalDecoder")}),
+        ("config.json", "diffusion_pytorch_model"),
+    ),
+    "image_encoder": (
+        frozenset({("transformers", "CLIPVisionModelWithProjection")}),
+        ("config.json", "model"),
+    ),
+    "scheduler": (frozenset({("diffusers", "EulerDiscreteScheduler")}), ("scheduler_config.json", None)),
+    "feature_extractor": (
+        frozenset(
+            ("transformers", name)
+            for name in (
+                "CLIPImageProcessor",
+                "CLIPImageProcessorFast",
+                "CLIPImageProcessorPil",
+                "CLIPFeatureExtractor",
+            )
+        ),
+        ("preprocessor_config.json", None),
+    ),
+}
+PIPELINES: dict[str, Parts] = {"StableVideoDiffusionPipeline": SVD_PARTS}
+
+
+def read_index(directory: Path) -> dict[str, Any]:
+    """The directory's `model_index.json`.
+
+    Raises:
+        ModelError: no directory, no index, or a pipeline class that is not supported.
+    """
+    path = directory / INDEX
+    if not path.is_file():
+        raise ModelError(
+            f"{directory} is not a diffusers pipeline directory",
+            expected=f"a directory with {INDEX}",
+            found="no such directory" if not directory.is_dir() else f"no {INDEX}",
+            fix="give the directory that `save_pretrained` wrote",
+        )
+    index = read_config(path)
+    found = index.get("_class_name")
+    if found not in PIPELINES:
+        raise ModelError(
+            f"{directory.name} is of a pipeline class that is not supported",
+            expected=" or ".join(PIPELINES),
+            found=str(found),
+        )
+    return index
+
+
+def check_directory(directory: Path) -> dict[str, Any]:
+    """Refuse, before anything is loaded, what must not or cannot be loaded; return the index.
+
+    Raises:
+        ModelError: foreign classes, missing parts, pickled weights.
+    """
+    index = read_index(directory)
+    parts = PIPELINES[index["_class_name"]]
+    for part, (allowed, (config, weights)) in parts.items():
+        check_class(part, index.get(part), allowed)
+        if not (directory / part / config).is_file():
+            raise ModelError(
+                f"the pipeline's {part} is incomplete",
+                expected=f"{part}/{config}",
+                found="missing",
+                fix="copy or download the whole pipeline directory",
+            )
+        if weights is not None:
+            check_weights(directory / part, weights)
+    return index
+
+
+def check_class(part: str, entry: Any, allowed: frozenset[tuple[str, str]]) -> None:
+    """Refuse a part whose library or class is not one of `allowed`."""
+    found = tuple(entry) if isinstance(entry, list) else None
+    if found not in allowed:
+        raise ModelError(
+            f"the pipeline's {part} is missing or of a foreign class",
+            expected=" or ".join(sorted(".".join(pair) for pair in allowed)),
+            found="nothing" if entry in (None, [None, None]) else str(entry),
+            fix="only these classes are loaded; code from a model directory is never run",
+        )
+
+
+def check_weights(folder: Path, stem: str) -> None:
+    """Refuse pickles; want `<stem>[.fp16].safetensors`, whole or sharded with an index."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    usable = [name for name in names if name.startswith(stem) and name.endswith(".safetensors")]
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    if pickles and not usable:
+        raise ModelError(
+            f"{folder.name} has pickled weights only",
+            expected=f"{stem}.safetensors",
+            found=", ".join(pickles),
+            fix="convert them with `vdmini convert`, or download the safetensors files",
+        )
+    if pickles:
+        raise ModelError(
+            f"{folder.name} holds pickled weights beside its safetensors",
+            expected="safetensors only",
+            found=", ".join(pickles),
+            fix="delete the pickled files; nothing reads them and they could run code elsewhere",
+        )
+    if not usable:
+        raise ModelError(
+            f"{folder.name} has no weights",
+            expected=f"{folder.name}/{stem}.safetensors",
+            found=", ".join(names) or "an empty folder",
+            fix="copy or download the whole pipeline directory",
+        )
+
+
+def variant_of(directory: Path, index: Mapping[str, Any]) -> str | None:
+    """`fp16` where a part has half-precision files only, else None."""
+    for part, (_, (_, stem)) in PIPELINES[index["_class_name"]].items():
+        if stem is None:
+            continue
+        plain = [p for p in (directory / part).glob(f"{stem}*.safetensors") if f".{VARIANT}" not in p.name]
+        if not plain:
+            return VARIANT
+    return None
+
+
+def needed_files(directory: Path) -> list[Path]:
+    """The files loading needs, relative to `directory` (configs, safetensors and their indexes)."""
+    index = check_directory(directory)
+    half = variant_of(directory, index) is not None
+    found = [Path(INDEX)]
+    for part, (_, (_, stem)) in PIPELINES[index["_class_name"]].items():
+        files = [p for p in sorted((directory / part).iterdir()) if p.suffix in (".json", ".safetensors")]
+        plain = [p for p in files if f".{VARIANT}." not in p.name and f".{VARIANT}-" not in p.name]
+        found += [p.relative_to(directory) for p in (files if half and stem is not None else plain)]
+    return found
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON config file of a pipeline.
+
+    Raises:
+        ModelError: missing or not a JSON object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path.name} is missing", expected=str(path)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path.name} is not JSON", found=str(error)) from None
+    if not isinstance(data, dict):
+        raise ModelError(f"{path.name} is not a config", expected="a JSON object", found=type(data).__name__)
+    return data

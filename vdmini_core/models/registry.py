@@ -1,0 +1,227 @@
+"""Families by pipeline class, and the one door through which pipelines are loaded and saved."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from vdmini_core.artifacts import write_json
+from vdmini_core.errors import ModelError
+from vdmini_core.models.base import Family, SamplingSettings
+from vdmini_core.models.pipeline_dir import check_directory, read_config, read_index, variant_of
+
+SETTINGS = "vdmini.json"
+# Pipeline class -> the module that registers its family, imported on first use.
+FAMILY_MODULES = {"StableVideoDiffusionPipeline": "vdmini_core.models.svd"}
+SVD_DEFAULTS = {"frames": 14, "height": 576, "width": 1024, "fps": 7.0, "steps": 25, "guidance": 3.0}
+
+Cls = TypeVar("Cls", bound=type)
+_families: dict[str, Family] = {}
+
+
+def register_family(pipeline_class_name: str) -> Callable[[Cls], Cls]:
+    """Class decorator: this family serves pipelines of that class name."""
+
+    def register(cls: Cls) -> Cls:
+        if pipeline_class_name in _families:
+            raise ValueError(f"a family is already registered for {pipeline_class_name}")
+        _families[pipeline_class_name] = cls()
+        return cls
+
+    return register
+
+
+def family_of(pipeline_or_dir: Any) -> Family:
+    """The family of a loaded pipeline, or of a pipeline directory (its `model_index.json` alone is read).
+
+    Raises:
+        ModelError: when no family is registered for the class.
+    """
+    if isinstance(pipeline_or_dir, str | Path):
+        name = read_index(Path(pipeline_or_dir))["_class_name"]
+    else:
+        name = type(pipeline_or_dir).__name__
+    if name not in _families and name in FAMILY_MODULES:
+        importlib.import_module(FAMILY_MODULES[name])
+    if name not in _families:
+        raise ModelError(f"no family knows {name}", expected=" or ".join(FAMILY_MODULES), found=name)
+    return _families[name]
+
+
+def load_pipeline(
+    directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Any:
+    """Load a pipeline directory for inference: safetensors only, known classes only, frozen, in eval mode.
+
+    Raises:
+        ModelError: when the directory is incomplete, unsafe or of an unknown class.
+    """
+    from diffusers import DiffusionPipeline
+
+    directory = Path(directory)
+    index = check_directory(directory)
+    try:
+        with _quiet_libraries():
+            pipeline = DiffusionPipeline.from_pretrained(
+                directory,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                variant=variant_of(directory, index),
+            )
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"{directory} cannot be loaded", found=str(error).strip().split("\n")[0], fix="check its files"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.to(device).eval().requires_grad_(False)
+    return pipeline
+
+
+def save_pipeline(pipeline: Any, directory: Path, settings: SamplingSettings | None) -> None:
+    """Write a pipeline directory: `save_pretrained` as safetensors, `vdmini.json` where settings are given."""
+    with _quiet_libraries():
+        pipeline.save_pretrained(directory, safe_serialization=True)
+    for path in sorted(Path(directory).rglob("*.json")):
+        _forget_origin(path)
+    if settings is not None:
+        save_settings(Path(directory), settings)
+
+
+def save_settings(directory: Path, settings: SamplingSettings) -> None:
+    """Write `vdmini.json`: the stock call's argument names (`guidance` for `max_guidance_scale`)."""
+    write_json(
+        directory / SETTINGS,
+        {
+            "num_frames": settings.frames,
+            "height": settings.height,
+            "width": settings.width,
+            "fps": settings.fps,
+            "motion_bucket_id": settings.motion_bucket_id,
+            "noise_aug_strength": settings.noise_aug_strength,
+            "num_inference_steps": settings.steps,
+            "guidance": settings.guidance,
+            "decode_chunk_size": settings.decode_chunk_size,
+        },
+    )
+
+
+def load_settings(directory: Path, pipeline: Any = None) -> SamplingSettings:
+    """How the pipeline wants to be sampled: its `vdmini.json` over the defaults of its configs.
+
+    Without the file: 14 frames of 576x1024 at 7 fps, 25 steps, guidance 1 to 3 for the real model's size;
+    frames and size from the U-Net's config for a smaller one.
+
+    Args:
+        directory: pipeline directory.
+        pipeline: loaded pipeline; None reads the configs from the directory.
+    """
+    directory = Path(directory)
+    if pipeline is not None:
+        unet, vae = dict(pipeline.unet.config), dict(pipeline.vae.config)
+    else:
+        unet, vae = (read_config(directory / part / "config.json") for part in ("unet", "vae"))
+    settings = default_settings(unet, vae)
+    path = directory / SETTINGS
+    return merge_settings(settings, read_config(path)) if path.is_file() else settings
+
+
+def default_settings(unet: dict[str, Any], vae: dict[str, Any]) -> SamplingSettings:
+    """Sampling settings from the configs of U-Net and VAE alone."""
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    defaults: dict[str, Any] = dict(SVD_DEFAULTS)
+    size: Any = unet.get("sample_size")
+    real = size is None or size == 96  # the published checkpoints say 96 and sample 72x128
+    if not real:
+        height, width = (size, size) if isinstance(size, int) else size
+        defaults |= {"frames": unet["num_frames"], "height": height * scale, "width": width * scale}
+    elif unet.get("num_frames") == 25 and size == 96:
+        defaults["frames"] = 25  # the XT checkpoint
+    return SamplingSettings(**defaults, latent_scale=scale, decode_chunk_size=min(defaults["frames"], 14))
+
+
+def merge_settings(settings: SamplingSettings, data: dict[str, Any]) -> SamplingSettings:
+    """Settings with what a `vdmini.json` says laid over them.
+
+    Raises:
+        ModelError: for a value that is not a positive number.
+    """
+    names = {
+        "num_frames": ("frames", int),
+        "height": ("height", int),
+        "width": ("width", int),
+        "fps": ("fps", float),
+        "motion_bucket_id": ("motion_bucket_id", int),
+        "noise_aug_strength": ("noise_aug_strength", float),
+        "num_inference_steps": ("steps", int),
+        "max_guidance_scale": ("guidance", float),
+        "guidance": ("guidance", float),
+        "decode_chunk_size": ("decode_chunk_size", int),
+    }
+    found: dict[str, Any] = {}
+    for key, (field, kind) in names.items():
+        value = data.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+            raise ModelError(f"{SETTINGS}: `{key}` is wrong", expected="a number", found=repr(value))
+        found[field] = kind(value)
+    return replace(settings, **found)
+
+
+def fingerprint(denoiser: Any) -> str:
+    """What a plan is bound to: sha256 over class, config, tensor names and bytes.
+
+    A model on the meta device has no bytes: its fingerprint is `architecture(denoiser)`.
+    """
+    if next(denoiser.parameters()).is_meta:
+        return architecture(denoiser)
+    digest = hashlib.sha256(architecture(denoiser).encode())
+    for name, tensor in sorted(denoiser.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def architecture(denoiser: Any) -> str:
+    """`architecture:` and a sha256 over class, config, tensor names and shapes: the same for any weights."""
+    config = {k: v for k, v in denoiser.config.items() if not k.startswith("_")}
+    shapes = {name: list(tensor.shape) for name, tensor in denoiser.state_dict().items()}
+    text = json.dumps([type(denoiser).__name__, config, shapes], sort_keys=True)
+    return "architecture:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """No progress bars for loading a few parts; the libraries' own settings come back afterwards."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    libraries = (of_diffusers, of_transformers)
+    active = [library.is_progress_bar_enabled() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, on in zip(libraries, active, strict=True):
+            if on:
+                library.enable_progress_bar()
+
+
+def _forget_origin(path: Path) -> None:
+    """Drop `_name_or_path`, where diffusers keeps the path a part was loaded from: bytes must not hold it."""
+    config = read_config(path)
+    if config.pop("_name_or_path", None) is not None:
+        write_json(path, config)

@@ -1,0 +1,141 @@
+"""From a teacher U-Net and removed units to the student: its class, its config, its weights, one name map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers import UNetSpatioTemporalConditionModel
+from torch import nn
+
+from vdmini_core.models import topology
+from vdmini_core.models.pruned_unet import UNetSpatioTemporalPrunedModel, build_on_meta
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student and where each part of it comes from.
+
+    Attributes:
+        model: the student (on the meta device where only its shape was asked for).
+        layer_map: student module path prefix -> teacher module path prefix, for every weight.
+        removed: the cut in canonical spelling.
+    """
+
+    model: nn.Module
+    layer_map: dict[str, str]
+    removed: tuple[str, ...]
+
+
+def build_student(teacher: nn.Module, names: Iterable[str], weights: bool = True) -> Student:
+    """Cut `names` out of a copy of `teacher`.
+
+    Args:
+        teacher: stock or already pruned U-Net; it is not changed.
+        names: units to remove.
+        weights: False gives the student on the meta device.
+
+    Raises:
+        PlanError: unknown units, or a cut that is not possible.
+    """
+    removed = topology.canonical_units(teacher, names)
+    layers = _stock_layers(teacher, removed)
+    if layers is not None:
+        config = {**_config(teacher), "layers_per_block": layers}
+        student = build_on_meta(UNetSpatioTemporalConditionModel, config)
+        layer_map = _stock_map(teacher, removed, student)
+    else:
+        config = {**_config(teacher), "removed_units": list(_all_removed(teacher, removed))}
+        student = build_on_meta(UNetSpatioTemporalPrunedModel, config)
+        layer_map = {path: path for path in weight_groups(student)}
+    if weights:
+        copy_weights(teacher, student, layer_map)
+    return Student(student, layer_map, removed)
+
+
+def copy_weights(teacher: nn.Module, student: nn.Module, layer_map: Mapping[str, str]) -> None:
+    """Give the (meta) student its own copies of the teacher's weights, by the map."""
+    source = teacher.state_dict()
+    state = {}
+    for name in student.state_dict():
+        group = group_of(name)
+        state[name] = source[layer_map[group] + name.removeprefix(group)].clone()
+    student.load_state_dict(state, strict=True, assign=True)
+    reference = next(teacher.parameters())
+    for parameter in student.parameters():
+        parameter.requires_grad_(reference.requires_grad)
+
+
+def group_of(name: str) -> str:
+    """The map's prefix of a weight: the resnet, attention or resampler it is in, else its top module."""
+    parts = name.split(".")
+    return ".".join(parts[:4]) if parts[0] in ("down_blocks", "up_blocks") else parts[0]
+
+
+def weight_groups(model: nn.Module) -> list[str]:
+    """Every prefix of the map, in the order of the state dict."""
+    return list(dict.fromkeys(group_of(name) for name in model.state_dict()))
+
+
+def _config(unet: Any) -> dict[str, Any]:
+    return {k: v for k, v in unet.config.items() if not k.startswith("_") and k != "removed_units"}
+
+
+def _all_removed(teacher: Any, removed: Sequence[str]) -> tuple[str, ...]:
+    """The cut together with what an already pruned teacher lacks, against the full architecture."""
+    earlier = tuple(teacher.config.get("removed_units") or ())
+    if not earlier:
+        return tuple(removed)
+    whole = build_on_meta(UNetSpatioTemporalConditionModel, _config(teacher))
+    return topology.canonical_units(whole, [*earlier, *removed])
+
+
+def _stock_layers(teacher: Any, removed: Sequence[str]) -> list[int] | None:
+    """`layers_per_block` of the stock config that equals the cut, or None where there is none.
+
+    A stock level with n down pairs hands its slots to n + 1 up pairs in reverse order. The cut equals one
+    where the kept up pairs take exactly the kept down pairs' outputs, each once, then the level's input.
+    """
+    if "M" in removed or isinstance(teacher, UNetSpatioTemporalPrunedModel):
+        return None
+    if not removed and type(teacher) is UNetSpatioTemporalConditionModel:
+        return _layers_of(teacher)
+    if not isinstance(teacher.config.transformer_layers_per_block, int):
+        return None
+    layers = []
+    count = topology.levels(teacher)
+    for level in range(count):
+        down = [p for p in topology.pairs(teacher) if p.block == f"D.{level}"]
+        up = [p for p in topology.pairs(teacher) if p.block == f"U.{count - 1 - level}"]
+        slots = ["input"]
+        for pair in down:
+            slots.append(slots[-1] if pair.name in removed else pair.name)
+        kept = [pair.name for pair in down if pair.name not in removed]
+        taken = [slots[len(down) - pair.index] for pair in up if pair.name not in removed]
+        if not kept or taken != [*reversed(kept), "input"]:
+            return None
+        layers.append(len(kept))
+    return layers
+
+
+def _layers_of(unet: Any) -> list[int]:
+    layers = unet.config.layers_per_block
+    return [layers] * topology.levels(unet) if isinstance(layers, int) else list(layers)
+
+
+def _stock_map(teacher: nn.Module, removed: Sequence[str], student: nn.Module) -> dict[str, str]:
+    kept: dict[str, list[topology.Pair]] = {}
+    for pair in topology.pairs(teacher):
+        if pair.name not in removed:
+            kept.setdefault(pair.block, []).append(pair)
+    layer_map = {path: path for path in weight_groups(student)}
+    for pair in topology.pairs(student):
+        origin = kept[pair.block][pair.index]
+        layer_map |= dict(zip(pair.modules, origin.modules, strict=True))
+    return layer_map
+
+
+def expected_size(student: nn.Module) -> int:
+    """Number of parameters of a (meta) student."""
+    return sum(parameter.numel() for parameter in student.parameters())

@@ -1,0 +1,209 @@
+"""The SVD family: `StableVideoDiffusionPipeline` and its U-Net, stock or pruned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdmini_core.errors import PlanError
+from vdmini_core.models import svd_sampling, topology
+from vdmini_core.models.base import Conditions, SamplingSettings, Unit, Variant
+from vdmini_core.models.flops import denoiser_flops
+from vdmini_core.models.pruned_unet import DroppedBlock, swap_modules
+from vdmini_core.models.registry import register_family
+from vdmini_core.models.student import build_student
+
+
+@register_family("StableVideoDiffusionPipeline")
+class SVDFamily:
+    """Units, bypass, surgery and sampling of Stable Video Diffusion and everything shaped like it."""
+
+    name = "svd"
+    denoiser_name = "unet"
+
+    def units(self, denoiser: nn.Module, settings: SamplingSettings, granularity: str = "both") -> list[Unit]:
+        """Pairs, each block after its pairs; `M` counts as a pair too, it has no finer unit.
+
+        A block's parameters and FLOPs include its resampler; removing its pairs leaves that in place.
+        """
+        flops = denoiser_flops(denoiser, settings)
+        pairs = topology.pairs(denoiser)
+        units: list[Unit] = []
+        for block in topology.block_names(denoiser):
+            inside = [pair for pair in pairs if pair.block == block]
+            present = [pair for pair in inside if pair.present]
+            if granularity in ("pair", "both"):
+                units += [_pair_unit(denoiser, pair, flops) for pair in present]
+            has_module = topology.mid_present(denoiser) if block == "M" else bool(inside)
+            if has_module and (granularity in ("block", "both") or block == "M"):
+                units.append(_block_unit(denoiser, block, inside, flops))
+        return units
+
+    @contextmanager
+    def bypass(self, denoiser: nn.Module, unit: str, variant: Variant, seed: int = 0) -> Iterator[None]:
+        """Within the context the unit is removed or replaced; afterwards the very same modules are back.
+
+        removed: its residual branches and attention are dropped, exactly as surgery drops them. A pair that
+        changes channels keeps its trained 1x1 shortcut; a block drops all its pairs and keeps its resampler.
+
+        replaced (paper Fig. 1, "re-initialised"): the same layers with fresh weights: every weight and bias
+        drawn by its layer's default initialisation from `seed`, then scaled to the root mean square of the
+        trained tensor so that only what was learned is lost, not the size of the signal; norms back to 1 and
+        0, time mixers kept. The shortcuts of the unit are its own and are re-drawn too.
+        """
+        modules = _removed(denoiser, unit) if variant == "removed" else _replaced(denoiser, unit, seed)
+        before = swap_modules(denoiser, modules)
+        try:
+            yield
+        finally:
+            swap_modules(denoiser, before)
+
+    def feature_points(self, denoiser: nn.Module) -> dict[str, str]:
+        """Pair (and `M`) -> path of the module whose output is its feature, (B*F, C, h, w).
+
+        Attention modules return it in a 1-tuple.
+        """
+        points = {pair.name: pair.output for pair in topology.pairs(denoiser) if pair.present}
+        if topology.mid_present(denoiser):
+            points["M"] = "mid_block"
+        order = topology.block_names(denoiser)
+        return dict(sorted(points.items(), key=lambda item: order.index(item[0].split(".pair.")[0])))
+
+    def prune(self, denoiser: nn.Module, removed: Sequence[str]) -> nn.Module:
+        """A new, smaller denoiser: the stock class where its config can express the cut, else ours."""
+        return build_student(denoiser, removed).model
+
+    def prepare_conditions(
+        self,
+        pipeline: Any,
+        first_frames_BHWC: Tensor,
+        settings: SamplingSettings,
+        seed: int | Sequence[int],
+    ) -> Conditions:
+        """First frames uint8 (B, H, W, 3) -> `image_latents`, `image_embeds`, `added_time_ids`."""
+        return svd_sampling.prepare_conditions(pipeline, first_frames_BHWC, settings, seed)
+
+    def encode_clips(self, pipeline: Any, clips_BFHWC: Tensor) -> Tensor:
+        """Clips uint8 (B, F, H, W, 3) -> scaled latents (B, F, C, h, w), the mode of the posterior."""
+        return svd_sampling.encode_clips(pipeline, clips_BFHWC)
+
+    def decode_latents(self, pipeline: Any, latents_BFChw: Tensor, settings: SamplingSettings) -> Tensor:
+        """Scaled latents (B, F, C, h, w) -> clips uint8 (B, F, H, W, 3) on the CPU."""
+        return svd_sampling.decode_latents(pipeline, latents_BFChw, settings)
+
+    def noise(self, denoiser: nn.Module, settings: SamplingSettings, seeds: Sequence[int]) -> Tensor:
+        """Unit noise (B, F, C, h, w), one generator per clip, as the stock call draws it."""
+        return svd_sampling.unit_noise(denoiser, settings, seeds)
+
+    def denoise(
+        self, denoiser: nn.Module, noisy_BFChw: Tensor, sigma_B: Tensor, conditions: Conditions
+    ) -> Tensor:
+        """Predicted clean latents (B, F, C, h, w) at noise levels (B,)."""
+        return svd_sampling.denoise(denoiser, noisy_BFChw, sigma_B, conditions)
+
+    def sample(
+        self,
+        pipeline: Any,
+        denoiser: nn.Module,
+        noise_BFChw: Tensor,
+        conditions: Conditions,
+        settings: SamplingSettings,
+    ) -> Tensor:
+        """Unit noise -> clean scaled latents (B, F, C, h, w); without gradients."""
+        with torch.no_grad():
+            return svd_sampling.sample(pipeline, denoiser, noise_BFChw, conditions, settings)
+
+    def training_sigmas(self, settings: SamplingSettings, count: int, generator: torch.Generator) -> Tensor:
+        """Noise levels (count,) for recovery."""
+        return svd_sampling.training_sigmas(settings, count, generator)
+
+
+def _parameters(denoiser: nn.Module, paths: Sequence[str]) -> int:
+    return sum(p.numel() for path in paths for p in denoiser.get_submodule(path).parameters())
+
+
+def _pair_unit(denoiser: nn.Module, pair: topology.Pair, flops: dict[str, int]) -> Unit:
+    reason = "" if pair.keeps_channels else f"changes channels from {pair.channels_in} to {pair.channels_out}"
+    return Unit(
+        name=pair.name,
+        kind="pair",
+        modules=pair.modules,
+        parameters=_parameters(denoiser, pair.modules),
+        flops=sum(flops.get(path, 0) for path in pair.modules),
+        removable=pair.keeps_channels,
+        reason=reason,
+    )
+
+
+def _block_unit(denoiser: nn.Module, block: str, inside: list[topology.Pair], flops: dict[str, int]) -> Unit:
+    path = topology.block_path(denoiser, block)
+    return Unit(
+        name=block,
+        kind="block",
+        modules=(path,),
+        parameters=_parameters(denoiser, [path]),
+        flops=flops.get(path, 0),
+        removable=not (reason := _block_reason(denoiser, block, inside)),
+        reason=reason,
+    )
+
+
+def _block_reason(denoiser: nn.Module, block: str, inside: list[topology.Pair]) -> str:
+    inner = topology.inner_blocks(denoiser)
+    if block == "M":
+        return ""
+    if block in inner:
+        impossible = topology.inner_reason(denoiser)
+        return impossible or f"only together with {' and '.join(name for name in inner if name != block)}"
+    changing = [pair.name for pair in inside if not pair.keeps_channels]
+    return f"{', '.join(changing)} changes channels" if changing else ""
+
+
+def _unit_pairs(denoiser: nn.Module, unit: str) -> list[topology.Pair]:
+    pairs = [pair for pair in topology.pairs(denoiser) if pair.present]
+    chosen = [pair for pair in pairs if unit in (pair.name, pair.block)]
+    if not chosen and not (unit == "M" and topology.mid_present(denoiser)):
+        known = [pair.name for pair in pairs] + topology.block_names(denoiser)
+        near = topology.nearest(unit, known)
+        raise PlanError(f"there is no unit `{unit}` in this model", fix=f"did you mean `{near}`?")
+    return chosen
+
+
+def _removed(denoiser: nn.Module, unit: str) -> dict[str, nn.Module | None]:
+    modules: dict[str, nn.Module | None] = {}
+    for pair in _unit_pairs(denoiser, unit):
+        resnet: Any = denoiser.get_submodule(pair.resnet)
+        shortcut = None if pair.keeps_channels else resnet.spatial_res_block.conv_shortcut
+        modules |= topology.pair_placeholders(pair, shortcut)
+    return modules or {"mid_block": DroppedBlock()}
+
+
+def _replaced(denoiser: nn.Module, unit: str, seed: int) -> dict[str, nn.Module | None]:
+    paths = [path for pair in _unit_pairs(denoiser, unit) for path in pair.modules] or ["mid_block"]
+    fresh: dict[str, nn.Module | None] = {}
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for path in paths:
+            fresh[path] = _reinitialised(denoiser.get_submodule(path))
+    return fresh
+
+
+def _reinitialised(module: nn.Module) -> nn.Module:
+    """A copy with fresh weights at the trained scale; must run under a seeded random state."""
+    fresh = copy.deepcopy(module)
+    for part in fresh.modules():
+        reset: Any = getattr(part, "reset_parameters", None)
+        if reset is None:
+            continue
+        scales = {name: p.float().square().mean().sqrt() for name, p in part.named_parameters(recurse=False)}
+        reset()
+        if isinstance(part, nn.GroupNorm | nn.LayerNorm):
+            continue
+        for name, p in part.named_parameters(recurse=False):
+            p.mul_((scales[name] / p.float().square().mean().sqrt().clamp_min(1e-30)).to(p.dtype))
+    return fresh
