@@ -1,0 +1,266 @@
+"""One step of recovery: student, teacher and discriminator heads in, named loss terms out.
+
+It does not load models, choose data, write files or know how many workers there are: the caller loops,
+saves, and hands in how tensors are averaged between workers (`average`), if there are any. Nothing here
+draws a random number; all noise comes with the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdmini_core.distillation.data import RecoveryBatch
+from vdmini_core.distillation.discriminator import DiscriminatorHeads, encode, encoder_points
+from vdmini_core.distillation.feature_taps import feature_taps
+from vdmini_core.distillation.losses import (
+    icd_loss,
+    mca_discriminator_loss,
+    mca_generator_loss,
+    task_reconstruction,
+    total_loss,
+)
+from vdmini_core.distillation.optim import (
+    MovingAverage,
+    gradients,
+    head_optimizer,
+    rate_at,
+    set_rate,
+    student_optimizer,
+)
+from vdmini_core.errors import TrainingError
+from vdmini_core.models.base import Family
+from vdmini_core.params import DistillParams
+
+Average = Callable[[Sequence[Tensor]], None]
+TERMS = ("total", "task", "icd", "mca_generator", "mca_discriminator", "grad_norm")
+DIVERGED = 1000.0  # times the first task loss
+
+
+class RecoveryStep:
+    """Everything that learns, and one method that makes it learn.
+
+    Args:
+        family: how the denoisers are called.
+        student: the cut denoiser; trained in place.
+        teacher: the whole denoiser; frozen here and nowhere else, and the discriminator's backbone as well.
+        feature_pairs: (student module path, teacher module path), as `Plan.feature_pairs`.
+        params: weights, learning rates and the like.
+        example: any batch, for the number of channels that the heads see.
+        one_step: the teacher samples in one step; decides what the task loss `auto` means.
+        seed: of the heads' initial weights.
+        average: averages a list of tensors over workers in place; None for one worker.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        student: nn.Module,
+        teacher: nn.Module,
+        feature_pairs: Sequence[tuple[str, str]],
+        params: DistillParams,
+        example: RecoveryBatch,
+        *,
+        one_step: bool = True,
+        seed: int = 0,
+        average: Average | None = None,
+    ) -> None:
+        self.family, self.params, self.average = family, params, average
+        self.student = student.requires_grad_(True).train()
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.pairs = tuple(feature_pairs) if params.lambda_icd else ()
+        self.points = encoder_points(family, teacher) if params.lambda_mca else ()
+        self.task_weights = task_weights(params, one_step)
+        self.weighting: Any = "none" if one_step else "edm"
+        self.step_count, self.first_task = 0, math.nan
+        self.ema = MovingAverage(student, params.ema_decay)
+        self.optimizer = student_optimizer(student, params)
+        self.heads = DiscriminatorHeads(self._channels(example), seed).to(example.clean_BFChw.device)
+        self.head_optimizer = head_optimizer(self.heads, params) if self.points else None
+
+    def _channels(self, example: RecoveryBatch) -> list[int]:
+        if not self.points:
+            return []
+        with torch.no_grad():
+            return [feature.shape[1] for feature in self._encode(example, example.clean_BFChw)]
+
+    def step(self, batch: RecoveryBatch) -> dict[str, float]:
+        """Learn from one batch.
+
+        Returns:
+            `TERMS` averaged over workers, and `lr`; terms that are switched off are 0.
+
+        Raises:
+            TrainingError: when a term or the gradient is not finite, or the task loss has exploded; nothing
+                has been changed by this step then.
+        """
+        rate = rate_at(self.step_count, self.params)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._precision(batch):
+            terms, heads_loss = self.losses(batch)
+        terms["total"] = total_loss(terms, self.weights())
+        terms["total"].backward()
+        if heads_loss is not None and self.head_optimizer is not None:
+            self.head_optimizer.zero_grad(set_to_none=True)
+            heads_loss.backward()
+            terms["mca_discriminator"] = heads_loss
+        values = self._reduce(terms)
+        self._check(values)
+        set_rate(self.optimizer, self.params.learning_rate * rate)
+        self.optimizer.step()
+        if heads_loss is not None and self.head_optimizer is not None:
+            self.head_optimizer.step()
+        self.ema.update(self.student)
+        self.step_count += 1
+        return {**values, "lr": self.params.learning_rate * rate}
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each term at the present step; the heads learn alone before `mca_start_step`."""
+        mca = self.params.lambda_mca if self.step_count >= self.params.mca_start_step else 0.0
+        return {"task": self.params.lambda_task, "icd": self.params.lambda_icd, "mca_generator": mca}
+
+    def losses(self, batch: RecoveryBatch) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The student's named terms and the heads' own loss, ready for one backward pass each."""
+        given = (batch.noisy_BFChw, batch.sigma_B, batch.conditions)
+        with torch.no_grad(), feature_taps(self.teacher, [t for _, t in self.pairs]) as teacher_feats:
+            wanted = self.pairs or self.points or self.task_weights["teacher"]
+            real = self.family.denoise(self.teacher, *given).float() if wanted else None
+        with feature_taps(self.student, [s for s, _ in self.pairs]) as student_feats:
+            fake = self.family.denoise(self.student, *given).float()
+        terms = {"task": self._task(fake, real, batch)}
+        if self.pairs:
+            matched = [(student_feats[s], teacher_feats[t]) for s, t in self.pairs]
+            student_side, teacher_side = zip(*matched, strict=True)
+            terms["icd"] = icd_loss(student_side, teacher_side, self.params.icd_normalise)
+        if not self.points or real is None:
+            return terms, None
+        generator, heads_loss = self._adversarial(batch, fake, real)
+        return {**terms, "mca_generator": generator}, heads_loss
+
+    def _task(self, fake: Tensor, real: Tensor | None, batch: RecoveryBatch) -> Tensor:
+        targets = {"reconstruction": batch.clean_BFChw, "teacher": real}
+        parts = [
+            weight * task_reconstruction(fake, target, batch.sigma_B, self.weighting)
+            for name, weight in self.task_weights.items()
+            if weight and (target := targets[name]) is not None
+        ]
+        return torch.stack(parts).sum()
+
+    def _adversarial(self, batch: RecoveryBatch, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """L_MCA's two sides; the fake's features are computed once and detached for the heads."""
+        generator_on = self.weights()["mca_generator"] != 0
+        with torch.set_grad_enabled(generator_on):
+            fake_feats = self._encode(batch, fake)
+        with torch.no_grad():
+            real_feats = self._encode(batch, real)
+        sigma = batch.renoise_sigma_B
+        self.heads.requires_grad_(
+            False
+        )  # the student's loss passes through the heads and leaves nothing there
+        generator = mca_generator_loss(self.heads(fake_feats, sigma), self.params.mca_generator)
+        self.heads.requires_grad_(True)
+        detached = [feature.detach() for feature in fake_feats]
+        heads_loss = mca_discriminator_loss(self.heads(detached, sigma), self.heads(real_feats, sigma))
+        return generator, heads_loss
+
+    def _encode(self, batch: RecoveryBatch, clip_BFChw: Tensor) -> list[Tensor]:
+        sigma_B = batch.renoise_sigma_B
+        noisy = clip_BFChw + sigma_B[:, None, None, None, None] * batch.renoise_BFChw
+        return encode(self.family, self.teacher, self.points, noisy, sigma_B, batch.conditions)
+
+    def _precision(self, batch: RecoveryBatch) -> Any:
+        if self.params.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(batch.clean_BFChw.device.type, dtype=torch.bfloat16)
+
+    def _reduce(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """Average gradients and terms over workers, clip, and bring the numbers to the CPU at once."""
+        zero = terms["total"].new_zeros(())
+        named = torch.stack([terms.get(name, zero).detach().float() for name in TERMS[:-1]])
+        student_grads = list(gradients(self.student))
+        head_grads = list(gradients(self.heads)) if self.head_optimizer is not None else []
+        if self.average is not None:
+            self.average([*student_grads, *head_grads, named])
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.params.max_grad_norm)
+        head_norm = torch.nn.utils.clip_grad_norm_(self.heads.parameters(), self.params.max_grad_norm)
+        numbers = torch.cat(
+            [named, norm.float().reshape(1), head_norm.float().to(named.device).reshape(1)]
+        ).tolist()
+        if not math.isfinite(numbers[-1]):
+            numbers[-2] = numbers[-1]  # a broken head gradient stops the step like a broken student's
+        return dict(zip(TERMS, numbers[:-1], strict=True))
+
+    def _check(self, values: dict[str, float]) -> None:
+        """Refuse a step whose numbers are not finite or far off; the same decision on every worker."""
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
+        if broken:
+            raise TrainingError(
+                f"step {self.step_count + 1} of the recovery is not finite: {', '.join(broken)}",
+                expected="finite losses and gradients",
+                fix="lower distill.learning_rate, or use distill.precision=fp32 where it was bf16",
+            )
+        if math.isnan(self.first_task):
+            self.first_task = values["task"]
+        if values["task"] > DIVERGED * max(self.first_task, 1.0):
+            raise TrainingError(
+                f"the recovery diverged at step {self.step_count + 1}",
+                expected=f"a task loss near {self.first_task:.3g}",
+                found=f"{values['task']:.3g}",
+                fix="lower distill.learning_rate or distill.max_grad_norm",
+            )
+
+    def recovered(self) -> nn.Module:
+        """A copy of the student with the averaged weights, in eval mode."""
+        model = copy.deepcopy(self.student).requires_grad_(False).eval()
+        self.ema.copy_to(model)
+        return model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers from which `load_state_dict` goes on exactly; the teacher is not part of it."""
+        return {
+            "step": self.step_count,
+            "first_task": self.first_task,
+            "student": self.student.state_dict(),
+            "ema": {"tensors": self.ema.tensors, "updates": self.ema.updates},
+            "optimizer": self.optimizer.state_dict(),
+            "heads": self.heads.state_dict(),
+            "head_optimizer": self.head_optimizer.state_dict() if self.head_optimizer is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            TrainingError: when the state belongs to another student or other loss terms.
+        """
+        try:
+            self.student.load_state_dict(state["student"])
+            self.heads.load_state_dict(state["heads"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.head_optimizer is not None:
+                self.head_optimizer.load_state_dict(state["head_optimizer"])
+            for name, tensor in self.ema.tensors.items():
+                tensor.copy_(state["ema"]["tensors"][name])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise TrainingError(
+                "the checkpoint belongs to another run",
+                found=str(error).split("\n")[0],
+                fix="delete the stage's scratch folder under .vdmini/work and start again",
+            ) from error
+        self.ema.updates = state["ema"]["updates"]
+        self.step_count, self.first_task = state["step"], state["first_task"]
+
+
+def task_weights(params: DistillParams, one_step: bool) -> dict[str, float]:
+    """How much of the task loss looks at real clips and how much at the teacher's prediction."""
+    if params.task_loss == "auto":
+        return (
+            {"reconstruction": 0.5, "teacher": 0.5} if one_step else {"reconstruction": 1.0, "teacher": 0.0}
+        )
+    return {name: float(name == params.task_loss) for name in ("reconstruction", "teacher")}
