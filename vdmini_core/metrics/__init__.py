@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vdmini_core.metrics.extractors import Extractor, load_extractor
     from vdmini_core.metrics.frechet import GaussianStats, frechet_distance
     from vdmini_core.metrics.paired import paired_mse, psnr, ssim, temporal_difference_error
-    from vdmini_core.metrics.speed import compare_latency, measure_latency, peak_memory
+    from vdmini_core.metrics.speed import compare_latency, count_flops, measure_latency, peak_memory
     from vdmini_core.metrics.uncertainty import (
         FrechetResult,
         NoiseFloor,
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         frechet_with_interval,
         noise_floor,
     )
-    from vdmini_core.models.flops import count_flops
 
 _HOMES = {
     "Extractor": "metrics.extractors",
@@ -28,7 +27,7 @@ _HOMES = {
     "GaussianStats": "metrics.frechet",
     "NoiseFloor": "metrics.uncertainty",
     "compare_latency": "metrics.speed",
-    "count_flops": "models.flops",
+    "count_flops": "metrics.speed",
     "frechet_distance": "metrics.frechet",
     "frechet_infinite": "metrics.uncertainty",
     "frechet_with_interval": "metrics.uncertainty",

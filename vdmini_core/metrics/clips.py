@@ -63,7 +63,7 @@ def as_unit_floats(videos: Tensor) -> Tensor:
 
 
 def network_batches(videos: Tensor, side: int, batch_size: int) -> Iterator[Tensor]:
-    """Batches (B, 3, F, side, side), float32 in [0, 1]; scaled first, then resized (bilinear, antialiased)."""
+    """Batches (B, 3, F, side, side), float32 in [0, 1]: scaled, then resized (bilinear, antialiased)."""
     for start in range(0, len(videos), batch_size):
         batch = as_unit_floats(videos[start : start + batch_size]).permute(0, 1, 4, 2, 3)
         B, frames = batch.shape[:2]

@@ -91,11 +91,6 @@ class FrameNetwork(nn.Module):
         return self.head(self.features(frames))
 
 
-def clip_features(network: ClipNetwork, clips_BCFHW: Tensor) -> Tensor:
-    """(B, 64)."""
-    return network.features(clips_BCFHW)
-
-
 def content_features(network: FrameNetwork, clips_BCFHW: Tensor) -> Tensor:
     """Mean over the frames of per-frame features, summed in sorted order: (B, 32).
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vdmini_core.artifacts import read_json
 from vdmini_core.errors import DataError
@@ -97,14 +97,11 @@ def load_extractor(name: str, *, device: torch.device | str = "cpu", batch_size:
     clip_network, frame_network = _networks()
     function: Callable[[Tensor], Tensor]
     if name == "embedded":
-        network: nn.Module = clip_network
         layer, dim, least = "clip network neck", embedded.CLIP_DIM, 2
-        function = functools.partial(embedded.clip_features, network)
+        function = clip_network.to(device).features
     else:
-        network = frame_network
         layer, dim, least = "frame network neck, mean and spread over frames", 2 * embedded.FRAME_DIM, 1
-        function = functools.partial(embedded.content_features, network)
-    network.to(device)
+        function = functools.partial(embedded.content_features, frame_network.to(device))
     identity = {"weights_sha256": read_json(WEIGHTS / "embedded.json")["sha256"], "layer": layer}
     return Extractor(name, dim, function, identity, least_frames=least, device=device, batch_size=batch_size)
 

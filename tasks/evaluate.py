@@ -1,0 +1,226 @@
+"""Stage `evaluate`: quality, motion and speed of teacher, pruned and recovered, beside reference rows.
+
+All three models see the first frames of the same test clips and the same noise. What the measures mean is
+told in `vdmini_core.metrics.comparison`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tasks.stage import StageJob, StageOutcome
+from vdmini_core.artifacts import read_json, write_json
+from vdmini_core.data.clips import load_clips
+from vdmini_core.metrics.comparison import compare_rows, repeat_first_frame, significant
+from vdmini_core.metrics.showcase import write_videos
+from vdmini_core.metrics.speed import compare_latency
+from vdmini_core.models.base import Family, SamplingSettings
+from vdmini_core.models.flops import total_flops
+from vdmini_core.models.generate import generate
+from vdmini_core.models.registry import family_of, load_pipeline, load_settings
+from vdmini_core.progress import track
+
+MODELS = ("teacher", "pruned", "recovered")
+SEED_STRIDE = 100_003  # clips of two base seeds never share their noise
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The teacher's pipeline, the three denoisers that take turns in it, and how they sample."""
+
+    pipeline: Any
+    family: Family
+    denoisers: dict[str, nn.Module]
+    settings: SamplingSettings
+    device: str
+
+
+def run(job: StageJob) -> StageOutcome:
+    """Write `metrics.json` and `videos/`; latencies go to `timing.json`."""
+    real, other = _real_clips(job)
+    bench = _load_bench(job, real)
+    seeds = [job.params.base.seed * SEED_STRIDE + index for index in range(len(real))]
+    rows = _generate_rows(bench, real, seeds, job.params.sampling.batch_size)
+    compared = compare_rows(rows, other, job.params.base.seed, bench.device)
+    metrics = _with_costs(compared["rows"], bench)
+    metrics |= {
+        "clips": len(real),
+        "noise_floor": compared["noise_floor"],
+        "passport": _passport(job, real, bench, compared["passport"]),
+    }
+    write_json(job.out / "metrics.json", metrics)
+    shown = {name: rows[name] for name in ("real", *MODELS)}
+    write_videos(shown, job.out / "videos", job.params.evaluate.videos, job.params.prepare.fps)
+    timing = _timing(job, bench, real, seeds)
+    return StageOutcome(_headline(metrics), timing=timing, table=_table(metrics), title="Quality")
+
+
+def _real_clips(job: StageJob) -> tuple[Tensor, Tensor]:
+    """Test clips, and as many other real clips: validation first, training clips where those are too few."""
+    prepared = job.artifact("prepare")
+    wanted = job.params.evaluate.clips
+    real = load_clips(prepared, "test", wanted)
+    if len(real) < wanted:
+        job.monitor.note(f"evaluated on {len(real)} test clips: there are no more")
+    other = load_clips(prepared, "validation", len(real))
+    if len(other) < len(real):
+        other = torch.cat([other, load_clips(prepared, "train", len(real) - len(other))])
+    if len(other) < len(real):
+        job.monitor.note(f"the row `real` compares {len(other)} clips only, so its bias is larger")
+    return real, other
+
+
+def _load_bench(job: StageJob, real: Tensor) -> Bench:
+    wanted = job.params.base.device
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    directory = job.artifact("teacher") / "pipeline"
+    pipeline = load_pipeline(directory, device)
+    family = family_of(pipeline)
+    denoisers: dict[str, nn.Module] = {"teacher": getattr(pipeline, family.denoiser_name)}
+    for name, stage in (("pruned", "prune"), ("recovered", "distill")):
+        # Only the denoiser of a student differs; the rest of its pipeline is the teacher's and let go.
+        denoisers[name] = getattr(
+            load_pipeline(job.artifact(stage) / "student", device), family.denoiser_name
+        )
+    sampling = job.params.sampling
+    settings = load_settings(directory, pipeline)
+    settings = replace(
+        settings,
+        frames=real.shape[1],
+        height=real.shape[2],
+        width=real.shape[3],
+        fps=job.params.prepare.fps,
+        steps=settings.steps if sampling.steps is None else sampling.steps,
+        guidance=settings.guidance if sampling.guidance is None else sampling.guidance,
+    )
+    return Bench(pipeline, family, denoisers, settings, device)
+
+
+def _generate_rows(bench: Bench, real: Tensor, seeds: list[int], batch_size: int) -> dict[str, Tensor]:
+    rows = {}
+    for name in track(MODELS, "evaluate: sampling", unit="model"):
+        rows[name] = generate(
+            bench.pipeline, real[:, 0], seeds, bench.settings, batch_size, bench.denoisers[name]
+        )
+    return rows | {"repeat_first_frame": repeat_first_frame(real), "real": real}
+
+
+def _with_costs(rows: dict[str, dict[str, Any]], bench: Bench) -> dict[str, Any]:
+    metrics: dict[str, Any] = dict(rows)
+    for name, denoiser in bench.denoisers.items():
+        metrics[name]["params"] = sum(p.numel() for p in denoiser.parameters())
+        metrics[name]["flops"] = total_flops(denoiser, bench.settings)
+    for cost in ("params", "flops"):
+        metrics[f"{cost}_ratio"] = significant(metrics["recovered"][cost] / metrics["teacher"][cost])
+    return metrics
+
+
+def _passport(job: StageJob, real: Tensor, bench: Bench, extractors: dict[str, Any]) -> dict[str, Any]:
+    """What the values depend on; values of different passports must not be compared."""
+    index = read_json(job.artifact("prepare") / "index.json")
+    decoders = {str(entry.get("decoder")) for entry in index.get("test", []) if isinstance(entry, dict)}
+    return {
+        "extractors": extractors,
+        "clips": len(real),
+        "frames": real.shape[1],
+        "size": [real.shape[2], real.shape[3]],
+        "fps": job.params.prepare.fps,
+        "split": "test",
+        "decoders": sorted(decoders),
+        "sampling": {"steps": bench.settings.steps, "guidance": bench.settings.guidance},
+        "covariance": "n - 1",
+        "versions": {"torch": torch.__version__.split("+")[0], "numpy": np.__version__},
+    }
+
+
+def _timing(job: StageJob, bench: Bench, real: Tensor, seeds: list[int]) -> dict[str, Any]:
+    """Latency of each part, the three models in turn within every round so that drift cancels."""
+    batch = min(job.params.sampling.batch_size, len(real))
+    parts = _timed_parts(bench, real[:batch, 0], seeds[:batch])
+    latency: dict[str, dict[str, float]] = {name: {} for name in MODELS}
+    details, speedup = {}, {}
+    evaluate = job.params.evaluate
+    for part, call in track(parts.items(), "evaluate: timing", len(parts), "part"):
+        functions = {name: _bound(call, bench.denoisers[name]) for name in MODELS}
+        with torch.no_grad():
+            found = compare_latency(
+                functions, evaluate.latency_warmup, evaluate.latency_repeats, device=bench.device
+            )
+        details[part] = found["latency"]
+        speedup[part] = found["speedup"]["recovered"]
+        for name in MODELS:
+            latency[name][part] = found["latency"][name]["median_ms"]
+    return {
+        "latency_ms": latency,
+        "speedup": speedup,
+        "details": details,
+        "device": device_name(bench.device),
+        "threads": torch.get_num_threads(),
+        "batch": batch,
+        "frames": bench.settings.frames,
+        "resolution": [bench.settings.height, bench.settings.width],
+        "steps": bench.settings.steps,
+        "dtype": str(next(bench.denoisers["teacher"].parameters()).dtype).removeprefix("torch."),
+    }
+
+
+def _timed_parts(bench: Bench, frames: Tensor, seeds: list[int]) -> dict[str, Callable[[nn.Module], Any]]:
+    family, pipeline, settings = bench.family, bench.pipeline, bench.settings
+    teacher = bench.denoisers["teacher"]
+    conditions = family.prepare_conditions(pipeline, frames, settings, seeds[0])
+    noise = family.noise(teacher, settings, seeds)
+    sigma = family.training_sigmas(settings, len(seeds), torch.Generator().manual_seed(0)).to(noise.device)
+    latents = family.sample(pipeline, teacher, noise, conditions, settings)
+    return {
+        "unet": lambda denoiser: family.denoise(denoiser, noise, sigma, conditions),
+        "vae_decoder": lambda denoiser: family.decode_latents(pipeline, latents, settings),
+        "end_to_end": lambda denoiser: generate(
+            pipeline, frames, seeds, settings, batch_size=len(seeds), denoiser=denoiser
+        ),
+    }
+
+
+def _bound(call: Callable[[nn.Module], Any], denoiser: nn.Module) -> Callable[[], Any]:
+    return lambda: call(denoiser)
+
+
+def device_name(device: str) -> str:
+    """Model of the GPU or CPU, with the number of cores this process may use."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    model = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
+        model = names[0] if names else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} cores"
+
+
+def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Flat numbers for the manifest and MLflow."""
+    flat: dict[str, Any] = {key: metrics[key] for key in ("params_ratio", "flops_ratio", "clips")}
+    for row in (*MODELS, "repeat_first_frame", "real"):
+        for key, value in metrics[row].items():
+            if isinstance(value, int | float) and not key.endswith(("_low", "_high")):
+                flat[f"{row}.{key}"] = value
+    return flat
+
+
+def _table(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    shown = ("fvd_real", "fvd_teacher", "mse_teacher", "content_teacher", "motion_teacher", "params", "flops")
+    return [
+        {"row": row, **{key: metrics[row].get(key) for key in shown}}
+        for row in (*MODELS, "repeat_first_frame", "real")
+    ]
