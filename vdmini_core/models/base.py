@@ -96,6 +96,40 @@ class SamplingSettings:
         return self.height // self.latent_scale, self.width // self.latent_scale
 
 
+@dataclass(frozen=True)
+class Cut:
+    """One decision of the planner: a removal with its exact, additive saving.
+
+    Attributes:
+        name: of the decision; the unit's own name where it is one unit.
+        units: what it removes, as plans spell it.
+        parameters: parameters saved.
+        flops: operations of one pass saved.
+        conflicts: names of decisions it cannot be combined with (they are part of it).
+    """
+
+    name: str
+    units: tuple[str, ...]
+    parameters: int
+    flops: int
+    conflicts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student and where each part of it comes from.
+
+    Attributes:
+        model: the student (on the meta device where only its shape was asked for).
+        layer_map: student module path prefix -> teacher module path prefix, for every weight.
+        removed: the removal in its one canonical spelling.
+    """
+
+    model: nn.Module
+    layer_map: dict[str, str]
+    removed: tuple[str, ...]
+
+
 @runtime_checkable
 class Family(Protocol):
     """One model family; implementations are stateless and registered by pipeline class name."""
@@ -119,6 +153,18 @@ class Family(Protocol):
 
     def prune(self, denoiser: nn.Module, removed: Sequence[str]) -> nn.Module:
         """A new, smaller denoiser with the kept weights copied by the plan's own name map."""
+        ...
+
+    def outline(self, denoiser: nn.Module, removed: Sequence[str]) -> Student:
+        """The student's shape and name map without its weights (meta device)."""
+        ...
+
+    def cuts(self, denoiser: nn.Module, settings: SamplingSettings) -> list[Cut]:
+        """Everything the planner may decide on."""
+        ...
+
+    def paper_cut(self, denoiser: nn.Module) -> tuple[str, ...]:
+        """The units the paper removes from this architecture."""
         ...
 
     def prepare_conditions(

@@ -36,7 +36,8 @@ def module_flops(model: nn.Module, call: Callable[[], Any]) -> dict[str, int]:
 def denoiser_flops(denoiser: Any, settings: SamplingSettings) -> dict[str, int]:
     """Operations of one U-Net pass at batch 1, per module path; "" is the total."""
     config = json.dumps({k: v for k, v in denoiser.config.items() if not k.startswith("_")}, sort_keys=True)
-    return dict(_unet_flops(type(denoiser), config, settings.frames, *settings.latent_size))
+    cls: Any = type(denoiser)
+    return dict(_unet_flops(cls, config, settings.frames, *settings.latent_size))
 
 
 def total_flops(denoiser: nn.Module, settings: SamplingSettings) -> int:

@@ -90,7 +90,7 @@ def load_pipeline(
 
 
 def save_pipeline(pipeline: Any, directory: Path, settings: SamplingSettings | None) -> None:
-    """Write a pipeline directory: `save_pretrained` as safetensors, `vdmini.json` where settings are given."""
+    """Write a pipeline directory, weights as safetensors; `vdmini.json` where settings are given."""
     with _quiet_libraries():
         pipeline.save_pretrained(directory, safe_serialization=True)
     for path in sorted(Path(directory).rglob("*.json")):
@@ -195,8 +195,12 @@ def fingerprint(denoiser: Any) -> str:
 
 
 def architecture(denoiser: Any) -> str:
-    """`architecture:` and a sha256 over class, config, tensor names and shapes: the same for any weights."""
-    config = {k: v for k, v in denoiser.config.items() if not k.startswith("_")}
+    """`architecture:` and a sha256 over class, config, tensor names and shapes: the same for any weights.
+
+    `num_frames` and `sample_size` are defaults of sampling and change no layer: they are left out.
+    """
+    left_out = ("num_frames", "sample_size")
+    config = {k: v for k, v in denoiser.config.items() if not k.startswith("_") and k not in left_out}
     shapes = {name: list(tensor.shape) for name, tensor in denoiser.state_dict().items()}
     text = json.dumps([type(denoiser).__name__, config, shapes], sort_keys=True)
     return "architecture:" + hashlib.sha256(text.encode()).hexdigest()

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import nn
 
 from vdmini_core.models import topology
+from vdmini_core.models.base import Student
 from vdmini_core.models.pruned_unet import UNetSpatioTemporalPrunedModel, build_on_meta
-
-
-@dataclass(frozen=True)
-class Student:
-    """A student and where each part of it comes from.
-
-    Attributes:
-        model: the student (on the meta device where only its shape was asked for).
-        layer_map: student module path prefix -> teacher module path prefix, for every weight.
-        removed: the cut in canonical spelling.
-    """
-
-    model: nn.Module
-    layer_map: dict[str, str]
-    removed: tuple[str, ...]
 
 
 def build_student(teacher: nn.Module, names: Iterable[str], weights: bool = True) -> Student:
@@ -134,8 +119,3 @@ def _stock_map(teacher: nn.Module, removed: Sequence[str], student: nn.Module) -
         origin = kept[pair.block][pair.index]
         layer_map |= dict(zip(pair.modules, origin.modules, strict=True))
     return layer_map
-
-
-def expected_size(student: nn.Module) -> int:
-    """Number of parameters of a (meta) student."""
-    return sum(parameter.numel() for parameter in student.parameters())

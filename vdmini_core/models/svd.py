@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vdmini_core.errors import PlanError
 from vdmini_core.models import svd_sampling, topology
-from vdmini_core.models.base import Conditions, SamplingSettings, Unit, Variant
+from vdmini_core.models.base import Conditions, Cut, SamplingSettings, Student, Unit, Variant
 from vdmini_core.models.flops import denoiser_flops
 from vdmini_core.models.pruned_unet import DroppedBlock, swap_modules
 from vdmini_core.models.registry import register_family
@@ -78,6 +78,32 @@ class SVDFamily:
         """A new, smaller denoiser: the stock class where its config can express the cut, else ours."""
         return build_student(denoiser, removed).model
 
+    def outline(self, denoiser: nn.Module, removed: Sequence[str]) -> Student:
+        """The student's shape and name map without its weights (meta device)."""
+        return build_student(denoiser, removed, weights=False)
+
+    def cuts(self, denoiser: nn.Module, settings: SamplingSettings) -> list[Cut]:
+        """Every removable pair, `M`, and the innermost level whole (named `inner`)."""
+        flops = denoiser_flops(denoiser, settings)
+        inner = topology.inner_blocks(denoiser)
+        found = [
+            _cut(denoiser, flops, pair.name, (pair.name,), pair.modules)
+            for pair in topology.pairs(denoiser)
+            if pair.present and pair.keeps_channels
+        ]
+        if topology.mid_present(denoiser):
+            found.append(_cut(denoiser, flops, "M", ("M",), ("mid_block",)))
+        if topology.inner_present(denoiser) and not topology.inner_reason(denoiser):
+            inside = tuple(cut.name for cut in found if cut.name.split(".pair.")[0] in inner)
+            downsampler = f"down_blocks.{topology.levels(denoiser) - 2}.downsamplers"
+            paths = (*(topology.block_path(denoiser, name) for name in inner), downsampler)
+            found.append(_cut(denoiser, flops, "inner", inner, paths, inside))
+        return found
+
+    def paper_cut(self, denoiser: nn.Module) -> tuple[str, ...]:
+        """Second pairs but for `D.2` and `U.1`, and `D.3`, `M`, `U.0` (paper Sec. 3.2)."""
+        return topology.paper_units(denoiser)
+
     def prepare_conditions(
         self,
         pipeline: Any,
@@ -125,6 +151,24 @@ class SVDFamily:
 
 def _parameters(denoiser: nn.Module, paths: Sequence[str]) -> int:
     return sum(p.numel() for path in paths for p in denoiser.get_submodule(path).parameters())
+
+
+def _cut(
+    denoiser: nn.Module,
+    flops: dict[str, int],
+    name: str,
+    units: tuple[str, ...],
+    paths: Sequence[str],
+    conflicts: tuple[str, ...] = (),
+) -> Cut:
+    saved = sum(flops.get(path, _below(flops, path)) for path in paths)
+    return Cut(name, units, _parameters(denoiser, paths), saved, conflicts)
+
+
+def _below(flops: dict[str, int], path: str) -> int:
+    """Operations of a module list, which is never called itself: the sum over its members."""
+    depth = path.count(".") + 1
+    return sum(n for p, n in flops.items() if p.startswith(path + ".") and p.count(".") == depth)
 
 
 def _pair_unit(denoiser: nn.Module, pair: topology.Pair, flops: dict[str, int]) -> Unit:

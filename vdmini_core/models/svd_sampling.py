@@ -1,7 +1,7 @@
 """Conditions, latents and sampling of `StableVideoDiffusionPipeline`, step by step as its own call does.
 
-EDM with v-prediction (`EulerDiscreteScheduler`, Karras sigmas): with
-x0 = c_skip x + c_out F(c_in x, 0.25 ln sigma), c_skip = 1 / (sigma^2 + 1), c_out = -sigma / sqrt(sigma^2 + 1), c_in = 1 / sqrt(sigma^2 + 1).
+EDM, v-prediction, Karras sigmas (`EulerDiscreteScheduler`): x0 = c_skip x + c_out F(c_in x, ln(sigma) / 4)
+with c_skip = 1 / (sigma^2 + 1), c_out = -sigma / sqrt(sigma^2 + 1), c_in = 1 / sqrt(sigma^2 + 1).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def encode_clips(pipeline: Any, clips_BFHWC: Tensor) -> Tensor:
 
 
 def decode_latents(pipeline: Any, latents_BFChw: Tensor, settings: SamplingSettings) -> Tensor:
-    """Scaled latents (B, F, C, h, w) -> clips uint8 (B, F, H, W, 3), clip by clip as in one stock call each."""
+    """Scaled latents (B, F, C, h, w) -> clips uint8 (B, F, H, W, 3), clip by clip like the stock call."""
     clips = []
     for latents in latents_BFChw:
         with torch.no_grad():

@@ -180,6 +180,25 @@ def placeholders(unet: nn.Module, names: Iterable[str]) -> dict[str, nn.Module |
     return result
 
 
+def paper_units(unet: nn.Module) -> tuple[str, ...]:
+    """The paper's recipe (Sec. 3.2, Table A4), canonical.
+
+    The second pair of every block goes, but for the deepest level that stays (`D.2`, `U.1`), and the
+    innermost level (`D.3`, `M`, `U.0`) goes whole.
+
+    Raises:
+        PlanError: fewer than three levels, one pair a block, or channels that do not fit.
+    """
+    count = levels(unet)
+    if count < 3:
+        raise PlanError("the paper's recipe needs three levels or more", found=f"{count} levels")
+    kept = (f"D.{count - 2}", "U.1", *inner_blocks(unet))
+    second = [pair.name for pair in pairs(unet) if pair.index == 1 and pair.block not in kept]
+    if len(second) != 2 * (count - 2):
+        raise PlanError("the paper's recipe needs two pairs or more in every block")
+    return canonical_units(unet, [*second, *inner_blocks(unet)])
+
+
 def pair_placeholders(pair: Pair, shortcut: nn.Module | None = None) -> dict[str, nn.Module | None]:
     """Placeholders of one pair; `shortcut` carries the path past it where channels change."""
     result: dict[str, nn.Module | None] = {pair.resnet: DroppedResnet(pair.channels_out, shortcut)}

@@ -1,0 +1,248 @@
+"""How a plan is chosen: the paper's cut, the solver under a budget, by hand, and two baselines."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from vdmini_core.errors import PlanError
+from vdmini_core.models.base import Cut, Family, SamplingSettings, Unit
+from vdmini_core.models.flops import total_flops
+from vdmini_core.models.registry import fingerprint
+from vdmini_core.params import PlanParams
+from vdmini_core.pruning.plan import Plan
+from vdmini_core.pruning.solver import Budget, best_cuts
+
+COLUMNS = {"total": "fvd", "content": "content", "motion": "motion", "paired": "paired_mse"}
+RUNNERS_UP = 5
+
+Evaluate = Callable[[tuple[str, ...]], float]
+
+
+def make_plan(
+    params: PlanParams,
+    family: Family,
+    denoiser: nn.Module,
+    units: Sequence[Unit],
+    sensitivity: Mapping[str, Any] | None,
+    settings: SamplingSettings,
+    seed: int,
+    *,
+    timing: Mapping[str, Any] | None = None,
+    evaluate: Evaluate | None = None,
+) -> Plan:
+    """Choose what to remove.
+
+    Args:
+        params: recipe and budgets.
+        family: of the denoiser.
+        denoiser: the teacher; on the meta device the plan binds to its architecture alone.
+        units: `family.units(...)`, for names and fallbacks.
+        sensitivity: the profile (`artifacts/profile/sensitivity.json`), for `auto`.
+        settings: size at which FLOPs are counted.
+        seed: of the `random` recipe.
+        timing: `{"denoiser_ms": .., "unit_ms": {unit: ..}}`, for `max_latency_ratio`.
+        evaluate: real damage of a removal; re-ranks the solver's best answers, since single-unit damages
+            do not add up.
+
+    Raises:
+        PlanError: impossible budget (with the smallest ratio within reach), unknown unit, missing profile.
+    """
+    cuts = family.cuts(denoiser, settings)
+    budgets = _budgets(params, denoiser, settings, cuts, timing, units)
+    notes: list[str] = []
+    if params.recipe == "paper":
+        removed: Sequence[str] = family.paper_cut(denoiser)
+    elif params.recipe == "manual":
+        removed = params.units
+    else:
+        _refuse_impossible(cuts, budgets)
+        if params.recipe == "auto":
+            removed = _auto(params, cuts, budgets, units, sensitivity, evaluate, notes)
+        else:
+            order = _magnitude_order(denoiser, cuts, units) if params.recipe == "magnitude" else None
+            removed = _in_order(cuts, order or _random_order(cuts, seed), budgets)
+    return describe_plan(params.recipe, family, denoiser, removed, settings, notes, budgets, cuts)
+
+
+def describe_plan(
+    recipe: str,
+    family: Family,
+    denoiser: nn.Module,
+    removed: Sequence[str],
+    settings: SamplingSettings,
+    notes: Sequence[str] = (),
+    budgets: Sequence[Budget] = (),
+    cuts: Sequence[Cut] = (),
+) -> Plan:
+    """The plan that removes `removed`, with the student's size counted on its real shape (meta device)."""
+    outline = family.outline(denoiser, removed)
+    student, points = outline.model, family.feature_points(outline.model)
+    chosen = [i for i, cut in enumerate(cuts) if set(cut.units) <= set(outline.removed)]
+    chosen = [i for i in chosen if not any(cuts[i].name in cuts[j].conflicts for j in chosen)]
+    unmet = [
+        f"{budget.name} is {budget.left(chosen) / budget.total:.3f}, over the budget of"
+        f" {budget.limit / budget.total:.3f}: this recipe follows no budget"
+        for budget in budgets
+        if not budget.met(chosen)
+    ]
+    return Plan(
+        recipe=recipe,
+        removed=outline.removed,
+        teacher_fingerprint=fingerprint(denoiser),
+        family=family.name,
+        teacher_params=_size(denoiser),
+        teacher_flops=total_flops(denoiser, settings),
+        expected_params=_size(student),
+        expected_flops=total_flops(student, settings),
+        layer_map=outline.layer_map,
+        feature_pairs=tuple((path, outline.layer_map[path]) for path in points.values()),
+        notes=(*notes, *unmet),
+    )
+
+
+def damage_of(cut: Cut, sensitivity: Mapping[str, Any], metric: str, units: Sequence[Unit]) -> float:
+    """Damage of one decision by the profile: the sum over its units (a block without a row: over its pairs).
+
+    Raises:
+        PlanError: when the profile lacks a unit.
+    """
+    rows = {row["name"]: row for row in sensitivity["units"]}
+    total = 0.0
+    for name in cut.units:
+        parts = [name] if name in rows else [u.name for u in units if u.name.startswith(name + ".pair.")]
+        if not parts or any(part not in rows for part in parts):
+            raise PlanError(
+                f"the profile has no row for {name}",
+                fix="run the profile again with `profile.granularity: both`",
+            )
+        for part in parts:
+            figures = rows[part].get("removed") or rows[part].get("replaced")
+            total += float(figures[COLUMNS[metric]])
+    return total
+
+
+def _auto(
+    params: PlanParams,
+    cuts: Sequence[Cut],
+    budgets: Sequence[Budget],
+    units: Sequence[Unit],
+    sensitivity: Mapping[str, Any] | None,
+    evaluate: Evaluate | None,
+    notes: list[str],
+) -> tuple[str, ...]:
+    if sensitivity is None:
+        raise PlanError(
+            "recipe: auto needs the sensitivity profile of the model",
+            fix="run `vdmini profile` first, or use recipe: paper",
+        )
+    damages = [damage_of(cut, sensitivity, params.metric, units) for cut in cuts]
+    answers = best_cuts(cuts, damages, budgets, RUNNERS_UP if evaluate else 1)
+    removals = [tuple(unit for i in answer for unit in cuts[i].units) for answer in answers]
+    sums = [sum(damages[i] for i in answer) for answer in answers]
+    if evaluate is None or len(removals) == 1:
+        notes.append(f"{params.metric} damage by the profile, summed: {sums[0]:.4g}")
+        return removals[0]
+    measured = [evaluate(removal) for removal in removals]
+    best = min(range(len(removals)), key=lambda i: (measured[i], i))
+    notes.append(
+        f"answer {best + 1} of the solver's {len(removals)} best, evaluated together: damage"
+        f" {measured[best]:.4g} (by the profile, summed: {sums[best]:.4g})"
+    )
+    return removals[best]
+
+
+def _budgets(
+    params: PlanParams,
+    denoiser: nn.Module,
+    settings: SamplingSettings,
+    cuts: Sequence[Cut],
+    timing: Mapping[str, Any] | None,
+    units: Sequence[Unit],
+) -> list[Budget]:
+    budgets = []
+    if params.max_params_ratio is not None:
+        total = _size(denoiser)
+        savings: Sequence[float] = [cut.parameters for cut in cuts]
+        budgets.append(Budget("params ratio", total, total * params.max_params_ratio, tuple(savings)))
+    if params.max_flops_ratio is not None:
+        total = total_flops(denoiser, settings)
+        savings = [cut.flops for cut in cuts]
+        budgets.append(Budget("FLOPs ratio", total, total * params.max_flops_ratio, tuple(savings)))
+    if params.max_latency_ratio is not None:
+        if timing is None or not {"denoiser_ms", "unit_ms"} <= set(timing):
+            raise PlanError(
+                "max_latency_ratio needs measured unit times",
+                expected="a JSON file with `denoiser_ms` and `unit_ms`, as artifacts/profile/timing.json",
+                fix="freeze one: copy artifacts/profile/timing.json to timing/NAME.json",
+            )
+        total_ms = float(timing["denoiser_ms"])
+        savings = [_milliseconds(cut, timing["unit_ms"], units) for cut in cuts]
+        limit = total_ms * params.max_latency_ratio
+        budgets.append(Budget("latency ratio", total_ms, limit, tuple(savings)))
+    return budgets
+
+
+def _milliseconds(cut: Cut, unit_ms: Mapping[str, float], units: Sequence[Unit]) -> float:
+    total = 0.0
+    for name in cut.units:
+        parts = [name] if name in unit_ms else [u.name for u in units if u.name.startswith(name + ".pair.")]
+        if not parts or any(part not in unit_ms for part in parts):
+            raise PlanError(f"the timing file has no time for {name}", fix="profile again and freeze it anew")
+        total += sum(float(unit_ms[part]) for part in parts)
+    return total
+
+
+def _refuse_impossible(cuts: Sequence[Cut], budgets: Sequence[Budget]) -> None:
+    swallowed = {name for cut in cuts for name in cut.conflicts}
+    everything = [i for i, cut in enumerate(cuts) if cut.name not in swallowed]
+    for budget in budgets:
+        if not budget.met(everything):
+            raise PlanError(
+                f"no plan reaches a {budget.name} of {budget.limit / budget.total:.3f}",
+                expected=f"{budget.left(everything) / budget.total:.4f} or more (all removable units gone)",
+                found=f"{budget.limit / budget.total:.4f}",
+                fix="raise the budget",
+            )
+
+
+def _in_order(cuts: Sequence[Cut], order: Sequence[int], budgets: Sequence[Budget]) -> tuple[str, ...]:
+    """Remove in the given order until every budget is met; a cut that contains others takes their place."""
+    chosen: list[int] = []
+    for index in order:
+        if all(budget.met(chosen) for budget in budgets):
+            break
+        if any(cuts[index].name in cuts[i].conflicts for i in chosen):
+            continue
+        chosen = [i for i in chosen if cuts[i].name not in cuts[index].conflicts] + [index]
+    return tuple(unit for i in chosen for unit in cuts[i].units)
+
+
+def _random_order(cuts: Sequence[Cut], seed: int) -> list[int]:
+    order = list(range(len(cuts)))
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def _magnitude_order(denoiser: nn.Module, cuts: Sequence[Cut], units: Sequence[Unit]) -> list[int]:
+    """Smallest root mean square weight first (L2 criterion per parameter, paper Table 3)."""
+    if next(denoiser.parameters()).is_meta:
+        raise PlanError("recipe: magnitude needs weights", found="a config alone")
+    paths = {unit.name: unit.modules for unit in units}
+    known = [cut for cut in cuts if all(name in paths for name in cut.units)]
+    scores = {}
+    for cut in known:
+        modules = [denoiser.get_submodule(path) for name in cut.units for path in paths[name]]
+        weights = [p.detach().float() for module in modules for p in module.parameters()]
+        squares = sum(float(w.square().sum()) for w in weights)
+        scores[cut.name] = (squares / sum(w.numel() for w in weights)) ** 0.5
+    return sorted(
+        (i for i, cut in enumerate(cuts) if cut.name in scores), key=lambda i: (scores[cuts[i].name], i)
+    )
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
