@@ -64,7 +64,7 @@ def run(
         from flows.quiet import quiet_servers
 
         folder = _project(root, workspace, profile, videos, assignments)
-        quiet_servers(folder)
+        quiet_servers()
         from flows.compress import compress
 
         console = RunConsole(folder)
@@ -106,7 +106,7 @@ def _run_one(stage: str, root: Path, force: bool, as_json: bool) -> None:
         from flows.console import show_stage
         from flows.quiet import quiet_servers
 
-        quiet_servers(root)
+        quiet_servers()
         if "DVC_STAGE" in os.environ and stage in REPRODUCIBLE:
             # `dvc repro` runs us: it knows what is stale and records the result itself.
             from tasks.stage import run_stage

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-
-from tasks.tracking import project_home
 
 _DEFAULTS = {
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # Its first start on a machine makes a database: two slow cores need more than the default 20 s.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -20,10 +19,8 @@ _DEFAULTS = {
 }
 
 
-def quiet_servers(root: Path) -> None:
-    """Set defaults before the libraries are imported; a running Prefect server keeps its own home."""
+def quiet_servers() -> None:
+    """Set defaults before the libraries are imported."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    if "PREFECT_API_URL" not in os.environ and "PREFECT_PROFILE" not in os.environ:
-        os.environ.setdefault("PREFECT_HOME", str(project_home(root) / ".vdmini" / "prefect"))
     os.environ["VDMINI_DRIVER"] = "dvc" if "DVC_STAGE" in os.environ else "flow"
