@@ -10,6 +10,7 @@ from typing import Any
 
 import av
 import numpy as np
+from safetensors.numpy import save_file
 
 BLOCKS = {"D.0": 2, "D.1": 2, "D.2": 2, "D.3": 2, "M": 0, "U.0": 3, "U.1": 3, "U.2": 3, "U.3": 3}
 REMOVED = ["D.0.pair.1", "D.1.pair.1", "D.3", "M", "U.0", "U.2.pair.1", "U.3.pair.1"]
@@ -177,7 +178,7 @@ def manifest(stage: str) -> dict[str, Any]:
     return {
         "stage": stage,
         "inputs": {"artifacts/prepare": "1f" * 32},
-        "params": {"base": {"seed": 0, "threads": 1}, stage: {"steps": 200, "workers": 2}},
+        "params": {"base": {"seed": 0, "threads": 1}, stage: {"source": "bundled", "bundled": "mini"}},
         "seed": 0,
         "code": {"version": "0.1.0", "digest": "cd" * 32},
         "libraries": {"torch": "2.6.0", "diffusers": "0.42.1", "numpy": "2.0.1"},
@@ -197,6 +198,9 @@ def build(root: Path, *, clips: int = 3, hostile: str = "") -> Path:
         for i in range(8)
     ]
     _json(artifacts / "prepare/index.json", {"train": index, "validation": index[:4], "test": index[:4]})
+    train = np.stack([clip(i, 1.0) for i in range(8)])
+    for split, some in (("train", train), ("validation", train[:4]), ("test", train[:4])):
+        save_file({"clips": some}, artifacts / f"prepare/clips-{split}.safetensors")
     _json(artifacts / "profile/sensitivity.json", sensitivity())
     _json(artifacts / "plan/plan.json", plan())
     lines = "".join(json.dumps(row) + "\n" for row in losses())

@@ -12,11 +12,10 @@ import report_fixture as fixture
 from vdmini_core.report.charts import (
     frontier_chart,
     loss_chart,
-    measured,
     plan_figure,
     sensitivity_chart,
 )
-from vdmini_core.report.figures import is_removed, short_count, split_name
+from vdmini_core.report.values import is_removed, measured, short_count, split_name
 
 FRONTIER = [
     {"name": "teacher", "speedup": 1.0, "fvd_teacher": 4.0},

@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from vdmini_core.report.values import is_removed, short_count, split_name
+
 PALETTE = {
     "ink": "#1c2530",
     "muted": "#5b6875",
@@ -80,27 +82,6 @@ def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
     figure.savefig(path, metadata=metadata, dpi=160, bbox_inches="tight", pad_inches=0.12)
-
-
-def short_count(value: float | int | None) -> str:
-    """1523000 -> `1.52 M`; empty for None."""
-    if value is None:
-        return ""
-    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {suffix}"
-    return f"{value:g}"
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """`D.1.pair.0` -> (`D.1`, `0`); a whole block or a layer of another family has no second part."""
-    block, found, index = name.partition(".pair.")
-    return (block, index) if found else (name, "")
-
-
-def is_removed(name: str, removed: Sequence[str]) -> bool:
-    """Whether a unit goes, itself or with the block it belongs to."""
-    return any(name == gone or name.startswith(gone + ".") for gone in removed)
 
 
 def plan_figure(plan: dict[str, Any], units: list[dict[str, Any]], path: Path) -> None:

@@ -1,0 +1,198 @@
+"""The page people look at: one HTML file that carries its pictures, its videos and its script.
+
+It asks nothing of the network (a Content-Security-Policy holds it to that), and every name that came
+from outside passes the template's escaping.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from vdmini_core.report.charts import loss_chart, plan_figure, sensitivity_chart
+from vdmini_core.report.evidence import accounting, contact_sheet, load, load_lines, manifests, movies
+from vdmini_core.report.facts import ROWS, comparison, headline, number
+from vdmini_core.report.figures import PALETTE
+from vdmini_core.report.values import is_removed, measured, short_count
+from vdmini_core.report.verdicts import verdicts
+
+TEMPLATES = Path(__file__).parent / "templates"
+TINY = 200  # clips narrower than this are enlarged pixel by pixel, not blurred
+
+
+def render_report(artifacts: Path, out: Path, title: str, videos: int) -> Path:
+    """Write `out/index.html` from what the stages left below `artifacts`.
+
+    Args:
+        artifacts: the folder that holds `prepare/`, `profile/`, `plan/`, ... ; missing parts are left out.
+        out: where to write.
+        title: the page's title.
+        videos: how many side-by-side clips to show.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    page = out / "index.html"
+    page.write_text(
+        _environment().get_template("report.html").render(_context(artifacts, title, videos)),
+        encoding="utf-8",
+    )
+    return page
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["count"] = lambda value: short_count(value) if value else "–"
+    return environment
+
+
+def _context(artifacts: Path, title: str, videos: int) -> dict[str, Any]:
+    metrics, timing = (load(artifacts / "evaluate" / f"{name}.json", {}) for name in ("metrics", "timing"))
+    plan = load(artifacts / "plan" / "plan.json", {})
+    sensitivity = load(artifacts / "profile" / "sensitivity.json", {})
+    units, losses = sensitivity.get("units") or [], load_lines(artifacts / "distill" / "losses.jsonl")
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    stages = manifests(artifacts)
+    return {
+        "title": title,
+        "style": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        "story": _story(plan, units, losses, stages),
+        "figures": headline(metrics, timing, plan),
+        "verdicts": verdicts(metrics, timing),
+        "columns": ROWS,
+        "comparison": comparison(metrics, timing),
+        "device": timing.get("device"),
+        "charts": _charts(sensitivity, plan, losses),
+        "units": [_unit_row(unit, plan.get("removed") or ()) for unit in units],
+        "plan": plan,
+        "losses": losses,
+        "movies": movies(artifacts / "evaluate" / "videos", videos),
+        "tiny": TINY,
+        "data": accounting(artifacts / "prepare"),
+        "sheet": contact_sheet(artifacts / "prepare"),
+        "stages": stages,
+    }
+
+
+def _story(
+    plan: dict[str, Any],
+    units: list[dict[str, Any]],
+    losses: list[dict[str, Any]],
+    stages: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Words for the sentence under the title: teacher, recipe, how much went, how long it learned."""
+    params = {stage["stage"]: stage.get("params", {}) for stage in stages}
+    teacher = params.get("teacher", {}).get("teacher", {})
+    source = teacher.get("source", "")
+    name = teacher.get({"path": "path", "hub": "hub_id", "bundled": "bundled"}.get(source, ""), "")
+    small = [u for u in units if u.get("kind") != "block"] or units
+    removed = plan.get("removed") or []
+    return {
+        "teacher": str(name or source or plan.get("family", "")),
+        "source": source,
+        "family": plan.get("family", ""),
+        "recipe": plan.get("recipe", ""),
+        "removed": len(removed),
+        "units": len(small),
+        "steps": len(losses),
+        "seed": stages[0].get("seed") if stages else None,
+    }
+
+
+def _charts(
+    sensitivity: dict[str, Any], plan: dict[str, Any], losses: list[dict[str, Any]]
+) -> dict[str, Markup]:
+    """Inline SVG by name, for those charts that there is data for."""
+    units = sensitivity.get("units") or []
+    jobs: dict[str, tuple[Any, Callable[[Path], None], str]] = {
+        "sensitivity": (units, lambda path: sensitivity_chart(sensitivity, path), _sensitivity_alt(units)),
+        "plan": (plan and units, lambda path: plan_figure(plan, units, path), _plan_alt(plan)),
+        "losses": (
+            losses,
+            lambda path: loss_chart(losses, path),
+            "Loss terms of the recovery over its steps",
+        ),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        drawn = {}
+        for name, (data, draw, alt) in jobs.items():
+            if data:
+                path = Path(scratch) / f"{name}.svg"
+                draw(path)
+                drawn[name] = inline_svg(path.read_text(encoding="utf-8"), name, alt)
+    return drawn
+
+
+def _sensitivity_alt(units: list[dict[str, Any]]) -> str:
+    damage = [(found[0], str(u["name"])) for u in units if (found := measured(u.get("removed"), "fvd"))]
+    worst = ", ".join(name for _, name in sorted(damage, reverse=True)[:3])
+    return f"Damage of {len(units)} units when removed or replaced" + (
+        f"; the worst to lose: {worst}" if worst else ""
+    )
+
+
+def _plan_alt(plan: dict[str, Any]) -> str:
+    removed = ", ".join(str(name) for name in plan.get("removed") or ()) or "nothing"
+    return f"The U-Net with what the plan removes struck out: {removed}"
+
+
+def inline_svg(text: str, prefix: str, alt: str) -> Markup:
+    """An SVG file as part of a page: named for readers of the screen, ids its own, colours the page's.
+
+    Args:
+        text: the file as matplotlib wrote it.
+        prefix: put before every id, since several pictures share one page.
+        alt: what the picture shows.
+    """
+    text = re.sub(
+        r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>|<\?xml.*?\?>|<!DOCTYPE[^>]*>",
+        "",
+        text,
+        flags=re.S,
+    )
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    box = re.search(r'viewBox="[^"]+"', text)
+    opening = f'<svg {box.group() if box else ""} role="img" aria-label="{escape(alt)}">'
+    text = re.sub(r"<svg\b[^>]*>", lambda _: opening, text, count=1, flags=re.S)
+    for name, colour in PALETTE.items():
+        text = text.replace(colour, f"var(--chart-{name})")
+    return Markup(re.sub(r"\n\s*", "\n", text).strip())
+
+
+def _unit_row(unit: dict[str, Any], removed: Any) -> dict[str, Any]:
+    """One unit's numbers as text, for those who would rather read than look."""
+    damage = {
+        f"{variant}_{key}": number(found[0]) if (found := measured(unit.get(variant), key)) else "–"
+        for variant in ("removed", "replaced")
+        for key in ("fvd", "content", "motion")
+    }
+    gone = is_removed(str(unit["name"]), removed)
+    note = (
+        "removed"
+        if gone
+        else ""
+        if unit.get("removable", True)
+        else str(unit.get("reason") or "not removable alone")
+    )
+    return {
+        **unit,
+        "parameters": unit.get("parameters"),
+        "flops": unit.get("flops"),
+        "note": note,
+        "gone": gone,
+        **damage,
+    }
