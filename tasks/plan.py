@@ -1,0 +1,108 @@
+"""`plan`: what to remove, as immutable data bound to the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.stage import StageJob, StageOutcome
+from vdmini_core.artifacts import read_json
+from vdmini_core.errors import PlanError
+
+if TYPE_CHECKING:
+    from vdmini_core.models.base import Family, SamplingSettings
+
+MOST_CLIPS = 16  # for the joint evaluation of the solver's best answers: paired errors need few
+
+
+def run(job: StageJob) -> StageOutcome:
+    """Make the plan of `plan.recipe` and draw it on the U-Net."""
+    from tasks.profile import device_of, sampling_settings
+    from vdmini_core.models.registry import family_of, load_pipeline, load_settings
+    from vdmini_core.pruning.recipes import make_plan
+    from vdmini_core.report.charts import plan_figure
+
+    directory = job.artifact("teacher") / "pipeline"
+    pipeline = load_pipeline(directory, device=device_of(job))
+    family, settings = family_of(pipeline), sampling_settings(job, load_settings(directory, pipeline))
+    denoiser = getattr(pipeline, family.denoiser_name)
+    sensitivity = read_json(job.artifact("profile") / "sensitivity.json")
+    units = family.units(denoiser, settings)
+    plan = make_plan(
+        job.params.plan,
+        family,
+        denoiser,
+        units,
+        sensitivity,
+        settings,
+        job.params.base.seed,
+        timing=read_timing(job),
+        evaluate=joint_damage(job, pipeline, family, settings, int(sensitivity["clips"])),
+    )
+    plan.save(job.out / "plan.json")
+    charts = ("plan.svg", "plan.png")
+    for chart in charts:
+        plan_figure(plan.to_dict(), [unit.to_dict() for unit in units], job.out / chart)
+    for note in plan.notes:
+        job.monitor.note(f"plan: {note}")
+    return StageOutcome(
+        metrics={
+            "recipe": plan.recipe,
+            "removed": ", ".join(plan.removed),
+            "removed_units": len(plan.removed),
+            "params_ratio": round(plan.params_ratio, 6),
+            "flops_ratio": round(plan.flops_ratio, 6),
+        },
+        charts=charts,
+        table=[
+            {"": "teacher", "params": plan.teacher_params, "GFLOP": round(plan.teacher_flops / 1e9, 3)},
+            {"": "student", "params": plan.expected_params, "GFLOP": round(plan.expected_flops / 1e9, 3)},
+        ],
+        title=f"Plan `{plan.recipe}` removes {', '.join(plan.removed) or 'nothing'}",
+    )
+
+
+def read_timing(job: StageJob) -> dict[str, Any] | None:
+    """The frozen timing file that `plan.timing` names, under `timing/` of the project.
+
+    Raises:
+        PlanError: when it is not there.
+    """
+    name = job.params.plan.timing
+    if name is None:
+        return None
+    for path in (job.root / "timing" / name, job.root / "timing" / f"{name}.json", job.root / name):
+        if path.is_file():
+            timing: dict[str, Any] = read_json(path)
+            return timing
+    raise PlanError(
+        f"there is no frozen timing file {name}",
+        expected=str(Path("timing") / name),
+        fix="profile, then copy artifacts/profile/timing.json there",
+    )
+
+
+def joint_damage(
+    job: StageJob, pipeline: Any, family: Family, settings: SamplingSettings, clips: int
+) -> Callable[[tuple[str, ...]], float]:
+    """A function: removed units -> mean squared latent error of the student on the profile's own inputs."""
+    from vdmini_core.data.clips import load_clips
+    from vdmini_core.profiling.sensitivity import ProfileInputs, paired_damage, prepare_inputs, sample_all
+
+    batch_size, cache = job.params.sampling.batch_size, {}
+
+    def inputs() -> ProfileInputs:
+        if "inputs" not in cache:  # most recipes never ask
+            films = load_clips(job.artifact("prepare"), "validation", min(clips, MOST_CLIPS))
+            seed = job.params.base.seed
+            cache["inputs"] = prepare_inputs(pipeline, family, films, settings, seed, batch_size)
+        return cache["inputs"]
+
+    def evaluate(removed: tuple[str, ...]) -> float:
+        student = family.prune(getattr(pipeline, family.denoiser_name), removed)
+        shared = inputs()
+        latents = sample_all(pipeline, family, student, shared.noise, shared.conditions, settings, batch_size)
+        return paired_damage(latents, shared.latents)["paired_mse"]
+
+    return evaluate

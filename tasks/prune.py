@@ -1,0 +1,73 @@
+"""`prune`: the plan carried out; a student pipeline that stock `diffusers` loads where it can."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.stage import StageJob, StageOutcome
+from vdmini_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vdmini_core.models.base import SamplingSettings
+
+
+def run(job: StageJob) -> StageOutcome:
+    """Cut the student out of the teacher, write it, and see that it loads as it was."""
+    from tasks.profile import device_of
+    from vdmini_core.models.registry import family_of, load_pipeline, load_settings, save_pipeline
+    from vdmini_core.pruning.plan import Plan
+    from vdmini_core.pruning.surgery import apply_plan
+
+    directory, out = job.artifact("teacher") / "pipeline", job.out / "student"
+    pipeline = load_pipeline(directory, device=device_of(job))
+    family, settings = family_of(pipeline), load_settings(directory, pipeline)
+    plan = Plan.load(job.artifact("plan") / "plan.json")
+    student = apply_plan(getattr(pipeline, family.denoiser_name), plan, family)
+    pipeline.register_modules(**{family.denoiser_name: student})
+    save_pipeline(pipeline, out, settings)
+    plan.save(out / "plan.json")
+    if job.params.prune.verify:
+        verify_reload(student, out, family.denoiser_name, settings)
+    return StageOutcome(
+        metrics={
+            "params": plan.expected_params,
+            "flops": plan.expected_flops,
+            "params_ratio": round(plan.params_ratio, 6),
+            "flops_ratio": round(plan.flops_ratio, 6),
+            "class": type(student).__name__,
+        },
+        table=[
+            {"student": type(student).__name__, "params": plan.expected_params, "of": plan.teacher_params}
+        ],
+        title="Student after surgery, not yet recovered",
+    )
+
+
+def verify_reload(student: nn.Module, directory: Path, name: str, settings: SamplingSettings) -> None:
+    """Load what was written and compare one forward pass bit by bit.
+
+    Raises:
+        ModelError: when the loaded student answers differently.
+    """
+    import torch
+
+    from vdmini_core.models.flops import unet_inputs
+    from vdmini_core.models.registry import load_pipeline
+
+    device = next(student.parameters()).device
+    loaded: Any = getattr(load_pipeline(directory, device=device), name)
+    generator = torch.Generator().manual_seed(0)
+    shapes = unet_inputs(student, settings.frames, *settings.latent_size)
+    inputs = [torch.rand(tuple(tensor.shape), generator=generator).to(device) for tensor in shapes]
+    with torch.no_grad():
+        before, after = (model(*inputs, return_dict=False)[0] for model in (student, loaded))
+    if not torch.equal(before, after):
+        raise ModelError(
+            "the student changed when it was written and read again",
+            expected="equal outputs",
+            found=f"differences up to {float((before - after).abs().max()):.3g}",
+            fix="report this: it should not be possible",
+        )

@@ -1,0 +1,221 @@
+"""Sensitivity: what becomes of the teacher's samples when one unit is removed or replaced (paper Fig. 1).
+
+Noise and conditions are the same for every unit, so all that differs is the unit. Reported per variant:
+the Fréchet distance to the teacher's own samples (`fvd`), its content part (single frames) and motion part
+(`content`, `motion`), each with an interval, and `paired_mse`, the mean squared error of the sampled
+latents, which needs few clips because noise and conditions are shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from scipy import stats
+from torch import Tensor, nn
+
+from vdmini_core.models.base import Conditions, Family, SamplingSettings, Unit, Variant
+
+Extractors = Mapping[str, Callable[[Tensor], NDArray[np.float32]]]
+# Extractor -> name of its distance in the table.
+COLUMNS = {"embedded": "fvd", "content": "content", "motion": "motion"}
+
+
+@dataclass(frozen=True)
+class ProfileInputs:
+    """What every unit is tried on, and what the whole teacher makes of it.
+
+    Attributes:
+        noise: unit noise (B, F, C, h, w).
+        conditions: of the same B clips.
+        latents: the teacher's samples (B, F, C, h, w).
+        clips: the same decoded, uint8 (B, F, H, W, 3).
+        settings: how they were sampled.
+        batch_size: clips sampled at once.
+        seed: of noise, of re-initialised weights and of the intervals.
+    """
+
+    noise: Tensor
+    conditions: Conditions
+    latents: Tensor
+    clips: Tensor
+    settings: SamplingSettings
+    batch_size: int
+    seed: int
+
+    def save(self, path: Path) -> None:
+        """Write the tensors; settings, batch size and seed come from the params again."""
+        tensors = {name: getattr(self, name) for name in ("noise", "latents", "clips")}
+        tensors |= {f"conditions.{name}": tensor for name, tensor in self.conditions.tensors.items()}
+        partial = path.with_suffix(".tmp")
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        partial.replace(path)
+
+    @classmethod
+    def load(
+        cls, path: Path, settings: SamplingSettings, batch_size: int, seed: int, device: str
+    ) -> ProfileInputs:
+        """What `save` wrote."""
+        with safe_open(path, framework="pt") as shard:
+            tensors = {name: shard.get_tensor(name) for name in sorted(shard.keys())}
+        prefix = "conditions."
+        conditions = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        return cls(
+            noise=tensors["noise"].to(device),
+            conditions=Conditions(conditions).to(device),
+            latents=tensors["latents"].to(device),
+            clips=tensors["clips"],
+            settings=settings,
+            batch_size=batch_size,
+            seed=seed,
+        )
+
+
+def prepare_inputs(
+    pipeline: Any,
+    family: Family,
+    clips_BFHWC: Tensor,
+    settings: SamplingSettings,
+    seed: int,
+    batch_size: int = 8,
+) -> ProfileInputs:
+    """Noise, conditions and the teacher's own samples for clips uint8 (B, F, H, W, 3)."""
+    denoiser = getattr(pipeline, family.denoiser_name)
+    seeds = [seed + i for i in range(len(clips_BFHWC))]
+    conditions = family.prepare_conditions(pipeline, clips_BFHWC[:, 0], settings, seeds)
+    noise = family.noise(denoiser, settings, seeds)
+    latents = sample_all(pipeline, family, denoiser, noise, conditions, settings, batch_size)
+    clips = family.decode_latents(pipeline, latents, settings)
+    return ProfileInputs(noise, conditions, latents, clips, settings, batch_size, seed)
+
+
+def sample_all(
+    pipeline: Any,
+    family: Family,
+    denoiser: nn.Module,
+    noise: Tensor,
+    conditions: Conditions,
+    settings: SamplingSettings,
+    batch_size: int,
+) -> Tensor:
+    """Samples (B, F, C, h, w) of all clips, `batch_size` at a time."""
+    parts = []
+    for start in range(0, len(noise), batch_size):
+        stop = start + batch_size
+        rows = conditions.slice(start, stop)
+        parts.append(family.sample(pipeline, denoiser, noise[start:stop], rows, settings))
+    return torch.cat(parts)
+
+
+def profile_unit(
+    pipeline: Any,
+    family: Family,
+    unit: str,
+    variant: Variant,
+    inputs: ProfileInputs,
+    extractors: Extractors,
+    teacher_features: Mapping[str, NDArray[np.float32]] | None = None,
+) -> dict[str, float]:
+    """Damage when `unit` is removed or replaced; the model is as before afterwards.
+
+    Args:
+        extractors: name -> features of clips (n, F, H, W, 3); `embedded`, `content`, `motion`.
+        teacher_features: of `inputs.clips`, where they are known already.
+
+    Returns:
+        `fvd`, `content`, `motion`, `paired_mse`, each with `_low` and `_high`.
+    """
+    denoiser = getattr(pipeline, family.denoiser_name)
+    with family.bypass(denoiser, unit, variant, inputs.seed):
+        latents = sample_all(
+            pipeline,
+            family,
+            denoiser,
+            inputs.noise,
+            inputs.conditions,
+            inputs.settings,
+            inputs.batch_size,
+        )
+    clips = family.decode_latents(pipeline, latents, inputs.settings)
+    return damage(latents, clips, inputs, extractors, teacher_features)
+
+
+def damage(
+    latents: Tensor,
+    clips: Tensor,
+    inputs: ProfileInputs,
+    extractors: Extractors,
+    teacher_features: Mapping[str, NDArray[np.float32]] | None = None,
+) -> dict[str, float]:
+    """Distances of samples to the teacher's of the same conditions, as `profile_unit` returns them."""
+    from vdmini_core.metrics import frechet_with_interval
+
+    row: dict[str, float] = {}
+    for name, extract in extractors.items():
+        theirs = extract(inputs.clips) if teacher_features is None else teacher_features[name]
+        result = frechet_with_interval(extract(clips), theirs, inputs.seed, paired=True)
+        row |= _interval(COLUMNS[name], result.value, result.low, result.high)
+    return row | paired_damage(latents, inputs.latents)
+
+
+def paired_damage(latents: Tensor, teacher_latents: Tensor) -> dict[str, float]:
+    """`paired_mse` with its 95 % interval over clips (Student's t), for latents (B, F, C, h, w)."""
+    errors = (latents.double() - teacher_latents.double()).square().flatten(1).mean(1).cpu().numpy()
+    mean, reach = float(errors.mean()), 0.0
+    if len(errors) > 1:
+        reach = float(stats.sem(errors)) * float(stats.t.ppf(0.975, len(errors) - 1))
+    return _interval("paired_mse", mean, max(0.0, mean - reach), mean + reach)
+
+
+def noise_floor(
+    pipeline: Any,
+    family: Family,
+    inputs: ProfileInputs,
+    extractors: Extractors,
+    teacher_features: Mapping[str, NDArray[np.float32]],
+) -> dict[str, float]:
+    """What the same figures show when nothing but the noise differs: the whole teacher on other seeds."""
+    denoiser = getattr(pipeline, family.denoiser_name)
+    seeds = [2**31 + inputs.seed + i for i in range(len(inputs.noise))]
+    noise = family.noise(denoiser, inputs.settings, seeds)
+    latents = sample_all(
+        pipeline, family, denoiser, noise, inputs.conditions, inputs.settings, inputs.batch_size
+    )
+    clips = family.decode_latents(pipeline, latents, inputs.settings)
+    return damage(latents, clips, inputs, extractors, teacher_features)
+
+
+def assemble(
+    units: Sequence[Unit],
+    results: Mapping[tuple[str, str], Mapping[str, float]],
+    floor: Mapping[str, float],
+    teacher_fingerprint: str,
+    clips: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The table `sensitivity.json`: a row per unit in the order the data meets them, all variants inside."""
+    rows = []
+    for unit in units:
+        row = unit.to_dict()
+        row |= {variant: dict(found) for (name, variant), found in results.items() if name == unit.name}
+        rows.append(row)
+    return {
+        "units": rows,
+        "noise_floor": dict(floor),
+        "teacher_fingerprint": teacher_fingerprint,
+        "clips": clips,
+        "seed": seed,
+    }
+
+
+def _interval(name: str, value: float, low: float, high: float) -> dict[str, float]:
+    """Six significant digits: the last bits of float arithmetic are nobody's finding."""
+    found = {name: value, f"{name}_low": low, f"{name}_high": high}
+    return {key: float(f"{number:.6g}") for key, number in found.items()}
