@@ -1,0 +1,55 @@
+"""Stage `prepare`: videos -> clips of one shape, with an account of every file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.stage import StageJob, StageOutcome
+from vdmini_core.data.accounting import Prepared
+from vdmini_core.data.clips import SPLITS, contact_sheet, load_clips
+
+_SHEET = "contact_sheet.png"
+_SHEET_CLIPS = 8
+
+
+def run(job: StageJob) -> StageOutcome:
+    """Make the clips of the three splits from a folder of videos or from the procedural generator.
+
+    Raises:
+        DataError: when the videos give too few clips.
+    """
+    params, seed = job.params.prepare, job.params.base.seed
+    if params.source == "folder":
+        from vdmini_core.data.ingest import ingest_folder
+
+        assert params.videos is not None  # params say so
+        prepared = ingest_folder(job.path(params.videos), job.out, job.work, params, seed)
+    else:
+        from vdmini_core.data.procedural_set import prepare_procedural
+
+        prepared = prepare_procedural(job.out, job.work, params, seed)
+    for note in prepared.notes:
+        job.monitor.note(note)
+    contact_sheet(load_clips(job.out, "test", limit=_SHEET_CLIPS).numpy(), job.out / _SHEET)
+    metrics = _metrics(prepared)
+    job.monitor.metrics({name: float(value) for name, value in metrics.items()})
+    return StageOutcome(metrics=metrics, charts=(_SHEET,), table=_table(prepared), title="Videos and clips")
+
+
+def _metrics(prepared: Prepared) -> dict[str, Any]:
+    return {
+        **{f"clips_{split}": prepared.clips[split] for split in SPLITS},
+        "files_found": len(prepared.sources),
+        **{f"files_{status}": prepared.count(status) for status in ("used", "quarantined", "skipped")},
+    }
+
+
+def _table(prepared: Prepared, shown: int = 40) -> list[dict[str, Any]]:
+    """Clips per split, then the files: those that could not be used first, long lists cut."""
+    rows = [{"what": f"{split} clips", "count": prepared.clips[split], "remark": ""} for split in SPLITS]
+    for status in ("used", "quarantined", "skipped"):
+        rows.append({"what": f"files {status}", "count": prepared.count(status), "remark": ""})
+    quarantined = [record for record in prepared.sources if record["status"] == "quarantined"]
+    for record in quarantined[:shown]:
+        rows.append({"what": record["path"], "count": 0, "remark": record["reason"]})
+    return rows
