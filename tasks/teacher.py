@@ -1,0 +1,239 @@
+"""`teacher`: the pretrained pipeline, from the package, a directory, the hub, or trained here.
+
+Whatever the source, the result is one plain pipeline directory with `vdmini.json`, checked to load, to
+run at the size of the prepared clips, and to have units to remove.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.stage import StageJob, StageOutcome
+from vdmini_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from vdmini_core.models.base import SamplingSettings
+
+SMALLEST_LATENT = 8  # cells; below it the innermost level sees a single cell
+
+
+def run(job: StageJob) -> StageOutcome:
+    """Fetch or make the teacher, fit it to the prepared clips and check it."""
+    from vdmini_core.models.registry import family_of, fingerprint, load_pipeline, save_settings
+
+    out = job.out / "pipeline"
+    SOURCES[job.params.teacher.source](job, out)
+    pipeline = load_pipeline(out)
+    settings = fitted_settings(job, out, pipeline)
+    check_fit(pipeline, settings)
+    save_settings(out, settings)
+    family = family_of(pipeline)
+    denoiser = getattr(pipeline, family.denoiser_name)
+    check_runs(denoiser, settings)
+    units = family.units(denoiser, settings, "pair")
+    return StageOutcome(
+        metrics={
+            "source": job.params.teacher.source,
+            "family": family.name,
+            "fingerprint": fingerprint(denoiser),
+            "params": sum(parameter.numel() for parameter in denoiser.parameters()),
+            "units": len(units),
+            "steps": settings.steps,
+        },
+        table=[
+            {
+                "teacher": type(pipeline).__name__,
+                "params": sum(parameter.numel() for parameter in denoiser.parameters()),
+                "clips": f"{settings.frames} x {settings.height} x {settings.width}",
+                "steps": settings.steps,
+                "guidance": settings.guidance,
+            }
+        ],
+        title="Teacher",
+    )
+
+
+def fetch_bundled(job: StageJob, out: Path) -> None:
+    """A teacher of the package; `nano` is made on the spot from the seed, with random weights."""
+    from vdmini_core.bundled import bundled_teacher_path
+
+    name = job.params.teacher.bundled
+    if name != "nano":
+        copy_pipeline(bundled_teacher_path(name), out)
+        return
+    from vdmini_core.models.registry import default_settings, merge_settings, save_pipeline
+    from vdmini_core.teacher.architecture import build_pipeline, call_arguments
+
+    pipeline = build_pipeline("nano", job.params.base.seed)
+    settings = default_settings(dict(pipeline.unet.config), dict(pipeline.vae.config))
+    save_pipeline(pipeline, out, merge_settings(settings, call_arguments("nano")))
+
+
+def fetch_path(job: StageJob, out: Path) -> None:
+    """The user's own pipeline directory."""
+    source = job.path(job.params.teacher.path or "")
+    if not source.is_dir():
+        raise ModelError(
+            "teacher.path is not a directory",
+            expected="a diffusers pipeline directory",
+            found=job.params.teacher.path or "nothing",
+            fix="set teacher.path to the directory that `save_pretrained` wrote",
+        )
+    copy_pipeline(source, out)
+
+
+def fetch_hub(job: StageJob, out: Path) -> None:
+    """A pipeline of the Hugging Face hub at a pinned revision: configs and safetensors only.
+
+    Raises:
+        ModelError: without a pinned revision, offline, or where access is refused.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    params = job.params.teacher
+    if not params.revision:
+        raise ModelError(
+            "source: hub needs a pinned revision",
+            expected="teacher.revision, the commit of the repository",
+            fix="take it from the repository's history page, so that a rerun gives the same bytes",
+        )
+    try:
+        folder = snapshot_download(
+            params.hub_id,
+            revision=params.revision,
+            allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors"],
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(
+            f"{params.hub_id} cannot be downloaded",
+            expected="network access, and HF_TOKEN where the model is gated",
+            found=str(error).strip().split("\n")[0],
+            fix="download it elsewhere and use teacher.source: path",
+        ) from error
+    copy_pipeline(Path(folder), out)
+
+
+def train_here(job: StageJob, out: Path) -> None:
+    """A teacher of our own, trained on the prepared clips."""
+    from vdmini_core.data.clips import load_clips
+    from vdmini_core.models.registry import default_settings, merge_settings, save_pipeline
+    from vdmini_core.teacher import training
+    from vdmini_core.teacher.architecture import call_arguments
+
+    params = job.params.teacher.train
+    pipeline = training.train_teacher(
+        params.size,
+        load_clips(job.artifact("prepare"), "train").numpy(),
+        seed=job.params.base.seed,
+        vae_steps=params.vae_steps,
+        steps=params.steps,
+        batch_size=params.batch_size,
+        learning_rate=params.learning_rate,
+        workdir=job.work,
+    )
+    settings = default_settings(dict(pipeline.unet.config), dict(pipeline.vae.config))
+    save_pipeline(pipeline, out, merge_settings(settings, call_arguments(params.size)))
+
+
+SOURCES = {"bundled": fetch_bundled, "path": fetch_path, "hub": fetch_hub, "train": train_here}
+
+
+def copy_pipeline(source: Path, out: Path) -> None:
+    """Plain copies of the files that loading needs, and of `vdmini.json`; nothing else comes along.
+
+    Raises:
+        ModelError: when the directory is incomplete or unsafe.
+    """
+    from vdmini_core.models.pipeline_dir import needed_files
+    from vdmini_core.models.registry import SETTINGS
+
+    files = needed_files(source)
+    if (source / SETTINGS).is_file():
+        files.append(Path(SETTINGS))
+    for relative in files:
+        target = out / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / relative, target)
+
+
+def fitted_settings(job: StageJob, directory: Path, pipeline: Any) -> SamplingSettings:
+    """The pipeline's own settings at the size of the prepared clips, with `sampling` laid over them.
+
+    Later stages read them from `vdmini.json`.
+    """
+    from vdmini_core.models.registry import load_settings
+
+    settings = load_settings(directory, pipeline)
+    prepare, sampling = job.params.prepare, job.params.sampling
+    return replace(
+        settings,
+        frames=prepare.frames,
+        height=prepare.height,
+        width=prepare.width,
+        fps=prepare.fps,
+        decode_chunk_size=min(settings.decode_chunk_size, prepare.frames),
+        steps=sampling.steps or settings.steps,
+        guidance=sampling.guidance or settings.guidance,
+    )
+
+
+def check_fit(pipeline: Any, settings: SamplingSettings) -> None:
+    """Refuse a clip size that this teacher cannot sample.
+
+    Raises:
+        ModelError: not a whole number of latent cells, or too few of them.
+    """
+    scale = settings.latent_scale
+    for name, pixels in (("height", settings.height), ("width", settings.width)):
+        if pixels % scale:
+            raise ModelError(
+                f"prepare.{name} does not fit the teacher",
+                expected=f"a multiple of {scale}, the teacher's pixels per latent cell",
+                found=str(pixels),
+                fix=f"set prepare.{name} to {max(pixels // scale, SMALLEST_LATENT) * scale}",
+            )
+        least = min(SMALLEST_LATENT, _cells(pipeline))
+        if pixels // scale < least:
+            raise ModelError(
+                f"prepare.{name} is too small for the teacher",
+                expected=f"at least {least * scale} pixels ({least} latent cells of {scale})",
+                found=f"{pixels} pixels",
+                fix=f"set prepare.{name} to {least * scale} or more",
+            )
+
+
+def check_runs(denoiser: Any, settings: SamplingSettings) -> None:
+    """One pass at the real size on the meta device (shapes) and one tiny real pass (finite numbers).
+
+    Raises:
+        ModelError: when either fails.
+    """
+    import torch
+
+    from vdmini_core.models.flops import total_flops, unet_inputs
+
+    try:
+        total_flops(denoiser, settings)
+        side = 2 ** (len(denoiser.config.block_out_channels) - 1)
+        with torch.no_grad():
+            sample = denoiser(*unet_inputs(denoiser, 2, side, side, device="cpu"), return_dict=False)[0]
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ModelError(
+            "the teacher does not run at the size of the prepared clips",
+            found=str(error).split("\n")[0],
+            fix="choose prepare.height and prepare.width as the teacher was trained",
+        ) from error
+    if not torch.isfinite(sample).all():
+        raise ModelError("the teacher answers with NaN or infinite values", found="non-finite output")
+
+
+def _cells(pipeline: Any) -> int:
+    """Latent cells a side the pipeline itself is made for, where that is fewer than the usual least."""
+    size = pipeline.unet.config.sample_size
+    if size is None:
+        return SMALLEST_LATENT
+    return size if isinstance(size, int) else min(size)
