@@ -75,7 +75,7 @@ def _context(artifacts: Path, title: str, videos: int) -> dict[str, Any]:
         "verdicts": verdicts(metrics, timing),
         "columns": ROWS,
         "comparison": comparison(metrics, timing),
-        "device": timing.get("device"),
+        "device": timing["device"] if isinstance(timing.get("device"), str) else "",
         "charts": _charts(sensitivity, plan, losses),
         "units": [_unit_row(unit, plan.get("removed") or ()) for unit in units],
         "plan": plan,
