@@ -1,8 +1,8 @@
 """The discriminator of L_MCA: small heads on the encoder half of the frozen teacher.
 
-After SF-V (arXiv 2406.04324). The backbone is the teacher itself: same weights, no copy, read through taps.
-One spatial and one temporal head follow each down-sampling block; the heads alone are trained. Shape letters: B batch, F frames,
-C channels, h w (feature grid), K head width.
+After SF-V (arXiv 2406.04324). The backbone is the teacher itself: same weights, no copy, read through
+taps. One spatial and one temporal head follow each down-sampling block; the heads alone are trained.
+Shape letters: B batch, F frames, C channels, h w (feature grid), K head width.
 """
 
 from __future__ import annotations

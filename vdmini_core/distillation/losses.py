@@ -1,7 +1,8 @@
 """The recovery objective L = L_task + λ_ICD L_ICD + λ_MCA L_MCA (ICMD paper, Sec. 3.3).
 
-Tensors in, scalar out. Shape letters: B batch, F frames, C channels, h w (latent grid), N = B*F folded. Every expectation is a mean
-over equal-sized items, so the mean over workers of a loss on slices equals the loss on the whole batch.
+Tensors in, scalar out. Shape letters: B batch, F frames, C channels, h w (latent grid), N = B*F folded.
+Every expectation is a mean over equal-sized items, so the mean over workers of a loss on slices equals
+the loss on the whole batch.
 """
 
 from __future__ import annotations

@@ -1,0 +1,330 @@
+"""`distill`: the cut student learns from the teacher again, on Ray Train (V2).
+
+The driver encodes the clips once, starts a `TorchTrainer`, shows the losses while they come and writes
+the recovered student. After a kill, a trainer with the same storage path and name finds its checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.stage import StageJob, StageOutcome
+from vdmini_core.artifacts import read_json, sha256_file
+from vdmini_core.errors import TrainingError
+
+if TYPE_CHECKING:
+    from tasks.recovery_worker import RecoverySpec
+    from vdmini_core.models.base import SamplingSettings
+
+RUN = "recovery"
+POLL_S = 0.5
+KEPT_CHECKPOINTS = 2
+TAIL = 0.1  # share of the last steps over which the final terms are averaged
+# Read by Ray when its parts are imported or started; what the user has set stays.
+RAY_SETTINGS = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def run(job: StageJob) -> StageOutcome:
+    """Recover the student of `prune` with the ICMD loss; resumes where a killed run stopped.
+
+    Raises:
+        TrainingError: when the loss is not finite or diverges, or the workers fail too often.
+    """
+    from tasks.recovery_worker import end_leftovers, newest_checkpoint, read_rows
+
+    end_leftovers(job.work)
+    spec = make_spec(job)
+    storage = job.work.resolve() / "ray" / RUN
+    found = newest_checkpoint(storage)
+    resumed = _step_of(found)
+    started = time.perf_counter()
+    if resumed < job.params.distill.steps:
+        if resumed:
+            job.monitor.note(f"distill went on from step {resumed}")
+        with _ray_settings():
+            fit(job, spec, storage, found)
+    found = newest_checkpoint(storage)
+    if found is None or _step_of(found) < job.params.distill.steps:
+        raise TrainingError("the recovery ended without its last checkpoint", found=str(storage))
+    seconds = time.perf_counter() - started
+    rows = read_rows(found / "losses.jsonl")
+    export(job, found, rows)
+    return outcome(job, rows, timing_of(job, seconds, job.params.distill.steps - resumed))
+
+
+def make_spec(job: StageJob) -> RecoverySpec:
+    """Encode the training clips where that is not done, and say what the workers need."""
+    from tasks.recovery_worker import RecoverySpec
+    from vdmini_core.data.clips import load_clips
+    from vdmini_core.distillation.data import precompute
+    from vdmini_core.models.registry import family_of, load_pipeline
+    from vdmini_core.pruning.plan import Plan
+
+    teacher, student = job.artifact("teacher") / "pipeline", job.artifact("prune") / "student"
+    clips = load_clips(job.artifact("prepare"), "train")
+    pipeline = load_pipeline(teacher, device=device_of(job))
+    settings = training_settings(job, pipeline, tuple(clips.shape))
+    identity = {
+        "clips": sha256_file(job.artifact("prepare") / "clips-train.safetensors"),
+        "teacher": sha256_file(job.artifact("teacher") / "manifest.json"),
+        "settings": asdict(settings),
+    }
+    latents, seed = job.work / "latents", job.params.base.seed
+    precompute(family_of(pipeline), pipeline, clips, settings, seed, latents, identity)
+    return RecoverySpec(
+        teacher=str(teacher.resolve()),
+        student=str(student.resolve()),
+        latents=str(latents.resolve()),
+        work=str(job.work.resolve()),
+        feature_pairs=[list(pair) for pair in Plan.load(student / "plan.json").feature_pairs],
+        settings=asdict(settings),
+        params=job.params.distill.model_dump(mode="json"),
+        seed=seed,
+        threads=job.params.base.threads,
+    )
+
+
+def training_settings(job: StageJob, pipeline: Any, shape: tuple[int, ...]) -> SamplingSettings:
+    """The teacher's settings at the size of the clips, with `sampling` of the params laid over them."""
+    from vdmini_core.models.registry import load_settings
+
+    settings = load_settings(job.artifact("teacher") / "pipeline", pipeline)
+    sampling = job.params.sampling
+    return replace(
+        settings,
+        frames=shape[1],
+        height=shape[2],
+        width=shape[3],
+        steps=sampling.steps or settings.steps,
+        guidance=sampling.guidance or settings.guidance,
+    )
+
+
+def device_of(job: StageJob) -> str:
+    """The device that `base.device` means here."""
+    import torch
+
+    chosen = job.params.base.device
+    return ("cuda" if torch.cuda.is_available() else "cpu") if chosen == "auto" else chosen
+
+
+def fit(job: StageJob, spec: RecoverySpec, storage: Path, found: Path | None) -> None:
+    """Train on Ray while this thread, which owns the run pages, forwards the losses."""
+    from tasks.ray_runtime import ray_session
+
+    spec = replace(spec, resume_from=str(found) if found else None)
+    _mend_snapshot(storage)
+    (job.work / "failed.json").unlink(missing_ok=True)
+    with ray_session(num_cpus=job.params.distill.workers):
+        trainer = make_trainer(job, spec, storage)
+        _watch(job, trainer.fit)
+    if (job.work / "failed.json").exists():
+        raise TrainingError(**read_json(job.work / "failed.json"))
+
+
+def make_trainer(job: StageJob, spec: RecoverySpec, storage: Path) -> Any:
+    """The `TorchTrainer`: same storage path and name find the checkpoints of a killed run."""
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api import config as ray_config
+
+    from tasks.recovery_worker import train_worker
+
+    params, gpu = job.params.distill, device_of(job) == "cuda"
+    share = _gpu_share(params.workers) if gpu else 0.0
+    trainer: Any = TorchTrainer  # typed for V1's configs, which V2 refuses
+    return trainer(
+        train_worker,
+        train_loop_config=spec.to_dict(),
+        torch_config=TorchConfig(backend="nccl" if share == 1 else "gloo"),
+        scaling_config=ray_config.ScalingConfig(
+            num_workers=params.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": 1, "GPU": share} if gpu else {"CPU": 1},
+        ),
+        run_config=ray_config.RunConfig(
+            name=storage.name,
+            storage_path=str(storage.parent),
+            failure_config=ray_config.FailureConfig(max_failures=params.max_failures),
+            checkpoint_config=ray_config.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+            worker_runtime_env={"env_vars": worker_environment(job)},
+            logging_config=ray_config.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+def worker_environment(job: StageJob) -> dict[str, str]:
+    """Workers find this package wherever they start, and use as many threads as the params say."""
+    package = str(Path(__file__).resolve().parent.parent)
+    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    threads = str(job.params.base.threads)
+    return {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys([package, *known])),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def _gpu_share(workers: int) -> float:
+    """GPUs per worker: a whole one where there are enough, else a part of one (over gloo then)."""
+    import torch
+
+    return min(1.0, torch.cuda.device_count() / workers)
+
+
+def _mend_snapshot(storage: Path) -> None:
+    """Ray's list of checkpoints is not written in one piece: drop one that a kill has torn.
+
+    The workers are told the newest whole checkpoint anyway (`resume_from`).
+    """
+    path = storage / "checkpoint_manager_snapshot.json"
+    if not path.exists():
+        return
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["checkpoint_results"]
+        whole = all((storage / entry["checkpoint_dir_name"]).is_dir() for entry in listed)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        path.unlink()
+
+
+def _watch(job: StageJob, train: Callable[[], Any]) -> None:
+    """Run `train` in a thread, forward the losses from here, raise what it raised."""
+    raised: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            train()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=target, name="ray-train", daemon=True)
+    thread.start()
+    with _progress(job) as forward:
+        while thread.is_alive():
+            thread.join(POLL_S)
+            forward()
+    if raised:
+        raise TrainingError(
+            "the recovery's workers failed",
+            found=str(raised[0]).strip().split("\n")[-1],
+            fix="run again: it goes on from the last checkpoint; distill.max_failures allows more failures",
+        ) from raised[0]
+
+
+@contextmanager
+def _progress(job: StageJob) -> Iterator[Callable[[], None]]:
+    """A bar with rate and time left, and a function that forwards the rows that are new."""
+    from tqdm.auto import tqdm
+
+    from tasks.recovery_worker import read_rows
+
+    last, total, bar = 0, job.params.distill.steps, None
+    (job.work / "losses.jsonl").unlink(missing_ok=True)
+    tqdm.write(f"distill: starting {job.params.distill.workers} Ray workers", file=sys.stderr)
+
+    def forward() -> None:
+        nonlocal last, bar
+        # rows up to `last` were seen before a worker was lost; the same numbers come again
+        new = [row for row in read_rows(job.work / "losses.jsonl") if row["step"] > last]
+        if not new:
+            return
+        if bar is None:  # only now, so that the rate leaves out Ray's start
+            bar = tqdm(total=total, initial=new[-1]["step"], desc="distill", unit="step", mininterval=0.5)
+        for row in new:
+            job.monitor.metrics({f"loss/{k}": v for k, v in row.items() if k != "step"}, row["step"])
+        last = new[-1]["step"]
+        bar.set_postfix(total=f"{new[-1]['total']:.4g}", task=f"{new[-1]['task']:.4g}", refresh=False)
+        bar.update(last - bar.n)
+
+    try:
+        yield forward
+        forward()
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return int(read_json(checkpoint / "complete.json")["step"]) if checkpoint else 0
+
+
+@contextmanager
+def _ray_settings() -> Iterator[None]:
+    """Quiet, quick Ray for the time of the training; the environment is as before afterwards."""
+    added = [name for name in RAY_SETTINGS if name not in os.environ]
+    os.environ.update({name: RAY_SETTINGS[name] for name in added})
+    level = logging.getLogger("ray").level
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger("ray").setLevel(level)
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def export(job: StageJob, checkpoint: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the recovered student (averaged weights), its plan and the loss curve."""
+    from tasks.recovery_worker import load_state
+    from vdmini_core.models.registry import family_of, load_pipeline, load_settings, save_pipeline
+    from vdmini_core.report.charts import loss_chart
+
+    source, target = job.artifact("prune") / "student", job.out / "student"
+    pipeline, state = load_pipeline(source), load_state(checkpoint)
+    denoiser = getattr(pipeline, family_of(pipeline).denoiser_name)
+    denoiser.load_state_dict({**state["student"], **state["ema"]["tensors"]})
+    save_pipeline(pipeline, target, load_settings(source, pipeline))
+    shutil.copyfile(source / "plan.json", target / "plan.json")
+    shutil.copyfile(checkpoint / "losses.jsonl", job.out / "losses.jsonl")
+    loss_chart(rows, job.out / "losses.svg")
+    loss_chart(rows, job.out / "losses.png")
+
+
+def timing_of(job: StageJob, seconds: float, steps: int) -> dict[str, Any]:
+    """What the training took: with Ray's start, and per step without it."""
+    speed = job.work / "speed.json"
+    return {
+        "seconds": round(seconds, 2),
+        "steps_this_run": steps,
+        "workers": job.params.distill.workers,
+        "threads": job.params.base.threads,
+        **(read_json(speed) if speed.exists() else {}),
+    }
+
+
+def outcome(job: StageJob, rows: list[dict[str, Any]], timing: dict[str, Any]) -> StageOutcome:
+    """Terms averaged over the end of the curve, beside the first ones."""
+    tail = rows[-max(1, round(TAIL * len(rows))) :]
+    names = [name for name in rows[-1] if name not in ("step", "lr")]
+    final = {f"final_{name}": float(f"{sum(r[name] for r in tail) / len(tail):.6g}") for name in names}
+    first = rows[: len(tail)]
+    table = [
+        {
+            "term": name,
+            "first steps": round(sum(row[name] for row in first) / len(first), 5),
+            "last steps": round(final[f"final_{name}"], 5),
+        }
+        for name in names
+    ]
+    metrics: dict[str, Any] = {"steps": len(rows), **final}
+    return StageOutcome(metrics, ("losses.png",), timing, table, "Loss terms of the recovery")

@@ -1,0 +1,174 @@
+"""`distill` on Ray: the driver is killed and starts again, and the student has the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from tasks.recovery_worker import (
+    COMPLETE,
+    end_leftovers,
+    is_complete,
+    newest_checkpoint,
+    read_rows,
+    save_checkpoint,
+)
+from vdmini_core.artifacts import read_json, tree_digests, write_json
+from vdmini_core.data.clips import save_clips
+from vdmini_core.models.registry import family_of, fingerprint, load_pipeline, load_settings, save_pipeline
+from vdmini_core.params import PlanParams
+from vdmini_core.pruning.recipes import make_plan
+from vdmini_core.pruning.surgery import apply_plan
+from vdmini_core.teacher.architecture import build_pipeline
+
+STEPS, EVERY = 10, 3
+DISTILL = {"steps": STEPS, "batch_size": 2, "workers": 2, "checkpoint_every": EVERY, "warmup_steps": 2}
+DRIVER = """
+import sys
+from pathlib import Path
+import torch
+from tasks.distill import run
+from tasks.stage import QuietMonitor, StageJob
+from vdmini_core.artifacts import write_json
+from vdmini_core.params import Params
+root, name = Path(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+out, work = root / name / "out", root / name / "work"
+out.mkdir(parents=True, exist_ok=True), work.mkdir(parents=True, exist_ok=True)
+monitor = QuietMonitor()
+outcome = run(StageJob(root, Params.model_validate({"distill": eval(sys.argv[3])}), out, work, monitor))
+steps = sorted({step for _, _, step in monitor.values})
+write_json(root / name / "told.json", {"metrics": outcome.metrics, "notes": monitor.notes, "steps": steps})
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Artifacts that `distill` reads: noise clips, a random nano teacher, the paper's cut of it."""
+    root = tmp_path_factory.mktemp("distill")
+    prepare, teacher, prune = (root / "artifacts" / stage for stage in ("prepare", "teacher", "prune"))
+    for folder in (prepare, teacher, prune):
+        folder.mkdir(parents=True)
+        write_json(folder / "manifest.json", {})
+    pipeline = build_pipeline("nano", 0)
+    save_pipeline(pipeline, teacher / "pipeline", None)
+    settings = replace(load_settings(teacher / "pipeline"), steps=1, guidance=1.0)
+    save_pipeline(pipeline, teacher / "pipeline", settings)
+    shape = (6, settings.frames, settings.height, settings.width, 3)
+    clips = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    save_clips(prepare, "train", clips, shape)
+    family: Any = family_of(pipeline)
+    units = family.units(pipeline.unet, settings)
+    plan = make_plan(PlanParams(recipe="paper"), family, pipeline.unet, units, None, settings, 0)
+    pipeline.unet = apply_plan(pipeline.unet, plan, family)
+    save_pipeline(pipeline, prune / "student", settings)
+    plan.save(prune / "student" / "plan.json")
+    return root
+
+
+def start(project: Path, name: str, **changes: object) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, "-c", DRIVER, str(project), name, repr({**DISTILL, **changes})]
+    return subprocess.Popen(command, start_new_session=True, env=environment, cwd=project)
+
+
+def finish(project: Path, name: str, **changes: object) -> dict[str, Any]:
+    assert start(project, name, **changes).wait(timeout=240) == 0
+    told: dict[str, Any] = read_json(project / name / "told.json")
+    return told
+
+
+def wait_for(what: Callable[[], Any], seconds: float) -> Any:
+    limit = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < limit, "waited too long"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(project: Path) -> dict[str, Any]:
+    """One run that nothing disturbs."""
+    return finish(project, "whole")
+
+
+@pytest.mark.timeout(600)
+def test_a_whole_run_leaves_student_plan_and_losses(project: Path, whole: dict[str, Any]) -> None:
+    out = project / "whole" / "out"
+    rows = read_rows(out / "losses.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1)) == whole["steps"]
+    keys = {"step", "total", "task", "icd", "mca_generator", "mca_discriminator", "grad_norm", "lr"}
+    assert set(rows[0]) == keys and whole["metrics"]["final_task"] < rows[0]["task"]
+    assert (out / "losses.svg").exists() and (out / "student" / "plan.json").exists()
+    before = fingerprint(load_pipeline(project / "artifacts" / "prune" / "student").unet)
+    assert fingerprint(load_pipeline(out / "student").unet) != before
+
+
+@pytest.mark.timeout(900)
+def test_sigkill_of_the_driver_then_again_gives_the_same_bytes(project: Path, whole: dict[str, Any]) -> None:
+    driver = start(project, "killed")
+    run = project / "killed" / "work" / "ray" / "recovery"
+    wait_for((run / "checkpoint_manager_snapshot.json").exists, 180)
+    children = [child.pid for child in psutil.Process(driver.pid).children(recursive=True)]
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert newest_checkpoint(run) is not None and not (project / "killed" / "out" / "student").exists()
+    told = finish(project, "killed")
+    assert told["notes"] and told["notes"][0].startswith("distill went on from step")
+    assert told["steps"][-1] == STEPS
+    assert tree_digests(project / "killed" / "out") == tree_digests(project / "whole" / "out")
+    assert not [pid for pid in children if psutil.pid_exists(pid) and running(pid)]
+
+
+def running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.timeout(600)
+def test_one_worker_follows_two_within_float_error(project: Path, whole: dict[str, Any]) -> None:
+    finish(project, "alone", workers=1)
+    two, one = (read_rows(project / name / "out" / "losses.jsonl") for name in ("whole", "alone"))
+    for a, b in zip(two, one, strict=True):
+        assert a["total"] == pytest.approx(b["total"], abs=1e-4), a["step"]
+
+
+def test_a_torn_checkpoint_does_not_count(tmp_path: Path) -> None:
+    for step in (3, 6):
+        (tmp_path / f"checkpoint-{step:08d}").mkdir()
+        save_checkpoint({"step": step, "x": torch.zeros(9)}, [], tmp_path / f"checkpoint-{step:08d}")
+    newest = tmp_path / "checkpoint-00000006"
+    assert newest_checkpoint(tmp_path) == newest
+    (newest / "state.pt").write_bytes(b"torn")
+    assert not is_complete(newest) and newest_checkpoint(tmp_path) == tmp_path / "checkpoint-00000003"
+    (tmp_path / "checkpoint-00000003" / COMPLETE).unlink()
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_leftover_workers_are_ended_and_nobody_else(tmp_path: Path) -> None:
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    mine, other = subprocess.Popen(sleeper), subprocess.Popen(sleeper)
+    (tmp_path / "workers").mkdir()
+    write_json(
+        tmp_path / "workers" / "0.json", {"pid": mine.pid, "started": psutil.Process(mine.pid).create_time()}
+    )
+    write_json(tmp_path / "workers" / "1.json", {"pid": other.pid, "started": 1.0})
+    try:
+        end_leftovers(tmp_path)
+        assert mine.wait(timeout=5) == -signal.SIGKILL and other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
