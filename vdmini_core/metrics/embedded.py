@@ -1,8 +1,8 @@
 """The two small networks behind the extractors `embedded` (whole clips) and `content` (single frames).
 
 Both are trained by `vdmini_core.metrics.train_embedded` to tell what a clip shows, how it moves and how it
-was damaged; the layer before the answers is the feature. Channels only, no norm at run time that depends
-on the batch, any number of frames.
+was damaged; the layer before the answers is the feature. Any number of frames; norms are frozen, so a clip's
+features do not depend on its batch.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ class FrameNetwork(nn.Module):
 
 
 def content_features(network: FrameNetwork, clips_BCFHW: Tensor) -> Tensor:
-    """Mean over the frames of per-frame features, summed in sorted order: (B, 32).
+    """Mean and spread over the frames of per-frame features: (B, 64).
 
-    Sorting makes a shuffled clip give the same bits, not just the same value up to rounding.
+    Sorting first makes a shuffled clip give the same bits, not just the same value up to rounding.
     """
     B, _, frames = clips_BCFHW.shape[:3]
     flat = clips_BCFHW.transpose(1, 2).flatten(0, 1)

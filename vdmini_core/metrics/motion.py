@@ -51,8 +51,11 @@ def flow_field(clips_BCFHW: Tensor) -> tuple[Tensor, Tensor]:
     normal, contrast = _normalise(grey.reshape(B * frames, 1, *grey.shape[2:]))
     normal = normal.reshape(B, frames, *normal.shape[2:])
     contrast = contrast.reshape(B, frames, *contrast.shape[2:])
-    cost = _matching_cost(normal[:, :-1].flatten(0, 1), normal[:, 1:].flatten(0, 1))
-    flow = _best_shift(cost).reshape(B, frames - 1, 2, *cost.shape[-2:]) * 2.0
+    before, after = normal[:, :-1].flatten(0, 1), normal[:, 1:].flatten(0, 1)
+    # A patch beside an edge matches one side better than the other even when nothing moves; what it does
+    # against its own frame is taken off, so that a still clip has no motion at all.
+    cost, own = _matching_cost(before, after, REACH), _matching_cost(before, before, 1)
+    flow = _best_shift(cost, own).reshape(B, frames - 1, 2, *cost.shape[-2:]) * 2.0
     weight = F.avg_pool2d(contrast[:, :-1], PATCH, STRIDE, PATCH // 2)
     return flow, weight
 
@@ -64,42 +67,44 @@ def _normalise(grey_N1HW: Tensor) -> tuple[Tensor, Tensor]:
     return centred / (deviation + _CONTRAST_FLOOR), deviation / (deviation + _CONTRAST_FLOOR)
 
 
-def _matching_cost(before_NHW: Tensor, after_NHW: Tensor) -> Tensor:
-    """Mean squared difference of patches for every shift: (N, 2 REACH + 1, 2 REACH + 1, h, w)."""
+def _matching_cost(before_NHW: Tensor, after_NHW: Tensor, reach: int) -> Tensor:
+    """Mean squared difference of patches for every shift (N, S, S, h, w), S = 2 reach + 1.
+
+    A little is added for the length of the shift, so that ties fall to the smaller one.
+    """
     height, width = before_NHW.shape[-2:]
-    padded = F.pad(after_NHW[:, None], (REACH,) * 4, mode="replicate")[:, 0]
+    padded = F.pad(after_NHW[:, None], (reach,) * 4, mode="replicate")[:, 0]
     rows = []
-    for dy in range(2 * REACH + 1):
+    for dy in range(2 * reach + 1):
         band = padded[:, dy : dy + height]
-        shifts = torch.stack([band[:, :, dx : dx + width] for dx in range(2 * REACH + 1)], dim=1)
+        shifts = torch.stack([band[:, :, dx : dx + width] for dx in range(2 * reach + 1)], dim=1)
         error = (shifts - before_NHW[:, None]) ** 2
         rows.append(F.avg_pool2d(error, PATCH, STRIDE, PATCH // 2, count_include_pad=False))
-    return torch.stack(rows, dim=1)
+    axis = torch.arange(-reach, reach + 1).to(before_NHW)
+    length = (axis[:, None] ** 2 + axis[None, :] ** 2).sqrt()
+    return torch.stack(rows, dim=1) + 0.01 * length[:, :, None, None]
 
 
-def _best_shift(cost_NYXhw: Tensor) -> Tensor:
-    """Shift of least cost (N, 2, h, w) as (x, y), refined by a parabola; ties fall to the smaller shift."""
-    axis = torch.arange(-REACH, REACH + 1, device=cost_NYXhw.device, dtype=cost_NYXhw.dtype)
-    distance = (axis[:, None] ** 2 + axis[None, :] ** 2).sqrt()
-    cost = cost_NYXhw + 0.01 * distance.view(1, *distance.shape, 1, 1)
-    side = len(axis)
-    best = cost.flatten(1, 2).argmin(dim=1)
+def _best_shift(cost_NSShw: Tensor, own_N33hw: Tensor) -> Tensor:
+    """Shift of least cost (N, 2, h, w) as (x, y), refined by a parabola less the one of the frame itself."""
+    side = cost_NSShw.shape[1]
+    cost, own = cost_NSShw.flatten(1, 2), own_N33hw.flatten(1, 2)
+    best = cost.argmin(dim=1)
     y, x = best // side, best % side
-    dx = _parabola(cost.flatten(1, 2), best, x, 1)
-    dy = _parabola(cost.flatten(1, 2), best, y, side)
-    return torch.stack([axis[x] + dx, axis[y] + dy], dim=1)
+    at_rest = torch.full_like(best, 4)
+    shifts = []
+    for position, step, own_step in ((x, 1, 1), (y, side, 3)):
+        inside = (position > 0) & (position < side - 1)
+        safe = torch.where(inside, best, cost.shape[1] // 2)
+        refined = _parabola(cost, safe, step) - _parabola(own, at_rest, own_step)
+        shifts.append(position - side // 2 + torch.where(inside, refined.clamp(-0.5, 0.5), 0.0))
+    return torch.stack(shifts, dim=1)
 
 
-def _parabola(cost_NShw: Tensor, best: Tensor, position: Tensor, step: int) -> Tensor:
-    inside = (position > 0) & (position < 2 * REACH)
-    safe = torch.where(inside, best, torch.full_like(best, cost_NShw.shape[1] // 2))
-
-    def at(offset: int) -> Tensor:
-        return cost_NShw.gather(1, (safe + offset)[:, None])[:, 0]
-
-    left, middle, right = at(-step), at(0), at(step)
-    refined = 0.5 * (left - right) / (left - 2 * middle + right).clamp(min=1e-4)
-    return torch.where(inside, refined.clamp(-0.5, 0.5), torch.zeros_like(refined))
+def _parabola(cost_NShw: Tensor, best_Nhw: Tensor, step: int) -> Tensor:
+    """Where the parabola through a cost and its two neighbours has its lowest point, in steps."""
+    left, middle, right = (cost_NShw.gather(1, best_Nhw[:, None] + d)[:, 0] for d in (-step, 0, step))
+    return 0.5 * (left - right) / (left - 2 * middle + right).clamp(min=1e-4)
 
 
 def _weighted(values: Tensor, weight: Tensor, dims: tuple[int, ...]) -> Tensor:
