@@ -67,7 +67,7 @@ def fetch_bundled(job: StageJob, out: Path) -> None:
     from vdmini_core.models.registry import default_settings, merge_settings, save_pipeline
     from vdmini_core.teacher.architecture import build_pipeline, call_arguments
 
-    pipeline = build_pipeline("nano", job.params.base.seed)
+    pipeline: Any = build_pipeline("nano", job.params.base.seed)
     settings = default_settings(dict(pipeline.unet.config), dict(pipeline.vae.config))
     save_pipeline(pipeline, out, merge_settings(settings, call_arguments("nano")))
 
@@ -103,7 +103,7 @@ def fetch_hub(job: StageJob, out: Path) -> None:
         )
     try:
         folder = snapshot_download(
-            params.hub_id,
+            params.hub_id or "",
             revision=params.revision,
             allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors"],
         )

@@ -86,7 +86,18 @@ def load_pipeline(
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.to(device).eval().requires_grad_(False)
+            _own_memory(part)
     return pipeline
+
+
+def _own_memory(part: nn.Module) -> None:
+    """Copy tensors out of the mapped file.
+
+    They lie there at odd addresses, for which the CPU takes other code paths: the same weights would give
+    outputs that differ in the last bits.
+    """
+    for tensor in (*part.parameters(), *part.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def save_pipeline(pipeline: Any, directory: Path, settings: SamplingSettings | None) -> None:

@@ -27,7 +27,8 @@ def build_student(teacher: nn.Module, names: Iterable[str], weights: bool = True
     removed = topology.canonical_units(teacher, names)
     layers = _stock_layers(teacher, removed)
     if layers is not None:
-        config = {**_config(teacher), "layers_per_block": layers}
+        # Nothing removed leaves the config as it is written, down to the spelling.
+        config = {**_config(teacher), **({"layers_per_block": layers} if removed else {})}
         student = build_on_meta(UNetSpatioTemporalConditionModel, config)
         layer_map = _stock_map(teacher, removed, student)
     else:
