@@ -78,10 +78,10 @@ def _result_row(name: str, metrics: dict[str, Any], timing: dict[str, Any]) -> d
         "FVD real": row.get("fvd_real"),
         "FVD teacher": row.get("fvd_teacher"),
         "MSE teacher": row.get("mse_teacher"),
-        "parameters": row.get("params"),
+        "M params": row["params"] / 1e6 if "params" in row else None,
         "GFLOP": row["flops"] / 1e9 if "flops" in row else None,
         "U-Net ms": latency.get("unet"),
-        "end to end ms": latency.get("end_to_end"),
+        "all ms": latency.get("end_to_end"),
     }
 
 

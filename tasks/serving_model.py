@@ -57,8 +57,11 @@ class VideoStudent(mlflow.pyfunc.PythonModel):
         self.pipeline = load_pipeline(folder)
         self.settings = load_settings(folder, self.pipeline)
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
-        """Generate; see the class for the forms of input and output."""
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """Generate; see the class for the forms of input and output.
+
+        Not annotated: MLflow would take annotations for a schema that refuses arrays and images.
+        """
         import numpy as np
         import pandas as pd
 

@@ -34,7 +34,11 @@ def print_rows(rows: list[dict[str, Any]], title: str = "", console: Console | N
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in columns))
-    (console or Console()).print(table, markup=False)
+    console = console or Console()
+    if not console.is_terminal:
+        # A pipe has no width: do not fold what a file can hold.
+        console.width = max(console.width, 140)
+    console.print(table, markup=False)
 
 
 def _cell(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -12,6 +13,6 @@ Item = TypeVar("Item")
 
 def track(items: Iterable[Item], what: str, total: int | None = None, unit: str = "it") -> Iterator[Item]:
     """Iterate with a bar: what, done / total, rate, time left. Written to standard error."""
-    yield from tqdm(
-        items, desc=what, total=total, unit=unit, dynamic_ncols=True, mininterval=0.5, maxinterval=10
-    )
+    # A log file gets a line now and then, a terminal a live bar.
+    pause = 0.2 if sys.stderr.isatty() else 10.0
+    yield from tqdm(items, desc=what, total=total, unit=unit, dynamic_ncols=True, mininterval=pause, maxinterval=10)
