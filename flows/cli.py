@@ -20,9 +20,15 @@ from vdmini_core.errors import VDMiniError
 app = new_app("Compress video diffusion models: profile, plan, prune, recover with ICMD, evaluate, register.")
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="edit params.yaml, e.g. plan.max_params_ratio=0.75")]  # fmt: skip  # noqa: E501
-ProfileOption = Annotated[str | None, typer.Option(help="start from a ready parameter set (profiles/NAME.yaml)")]
-VideosOption = Annotated[Path | None, typer.Option(help="folder of your own videos", exists=True, file_okay=False)]
-WorkspaceOption = Annotated[str | None, typer.Option(help="run in workspaces/NAME with parameters of its own")]
+ProfileOption = Annotated[
+    str | None, typer.Option(help="start from a ready parameter set (profiles/NAME.yaml)")
+]
+VideosOption = Annotated[
+    Path | None, typer.Option(help="folder of your own videos", exists=True, file_okay=False)
+]
+WorkspaceOption = Annotated[
+    str | None, typer.Option(help="run in workspaces/NAME with parameters of its own")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="run also what is up to date")]
 RootOption = Annotated[Path, typer.Option("--root", help="project folder", exists=True, file_okay=False)]
 
@@ -56,7 +62,7 @@ def run(
     workspace: WorkspaceOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
-    root: RootOption = Path("."),
+    root: RootOption = Path(),
 ) -> None:
     """Run the whole story (the Prefect flow); stages that are up to date are skipped."""
     with _pipeline_extra():
@@ -80,7 +86,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
         workspace: WorkspaceOption = None,
         force: ForceOption = False,
         as_json: JsonOption = False,
-        root: RootOption = Path("."),
+        root: RootOption = Path(),
     ) -> None:
         _run_one(stage, _project(root, workspace, profile, None, assignments), force, as_json)
 
@@ -95,7 +101,7 @@ def _prepare_command(
     workspace: WorkspaceOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
-    root: RootOption = Path("."),
+    root: RootOption = Path(),
 ) -> None:
     """Stage: videos -> clips of one shape."""
     _run_one("prepare", _project(root, workspace, profile, videos, assignments), force, as_json)
@@ -128,7 +134,7 @@ def _run_one(stage: str, root: Path, force: bool, as_json: bool) -> None:
         typer.echo(f"{stage}: {report.fate} (artifacts/{stage})")
 
 
-class _pipeline_extra:  # noqa: N801  (reads as a statement)
+class _pipeline_extra:
     """Turns a missing extra into an error that says how to install it."""
 
     def __enter__(self) -> None:
@@ -140,7 +146,7 @@ class _pipeline_extra:  # noqa: N801  (reads as a statement)
         }:  # fmt: skip
             raise VDMiniError(
                 f"this command needs {error.name}, which is not installed",
-                fix='pip install "vdmini[pipeline]"; `python -m vdmini_core` offers what the core can do alone',
+                fix='pip install "vdmini[pipeline]"; `python -m vdmini_core` offers what the core does',
             ) from None
 
 
@@ -157,7 +163,7 @@ def init(folder: Annotated[Path, typer.Argument(help="new project folder")]) -> 
 
 
 @app.command("doctor")
-def doctor(as_json: JsonOption = False, root: RootOption = Path(".")) -> None:
+def doctor(as_json: JsonOption = False, root: RootOption = Path()) -> None:
     """Check installation, project and services, and say how to mend what is wrong."""
     from flows.doctor import examine
     from vdmini_core.cli import print_rows

@@ -56,7 +56,9 @@ def _show(report: StageReport) -> None:
         path = report.result.out / chart
         if path.suffix == ".png" and path.is_file() and path.stat().st_size <= MAX_IMAGE_BYTES:
             data = base64.b64encode(path.read_bytes()).decode()
-            create_image_artifact(f"data:image/png;base64,{data}", key=f"{key}-{index}", description=path.stem)
+            create_image_artifact(
+                f"data:image/png;base64,{data}", key=f"{key}-{index}", description=path.stem
+            )
     if report.result.notes:
         create_markdown_artifact(
             "\n".join(f"- {note}" for note in report.result.notes), key=f"{key}-notes", description="Notes"
@@ -95,7 +97,9 @@ STORY = (prepare, teacher, profile, plan, prune, distill, evaluate, report, regi
 
 
 @flow(name="compress", validate_parameters=False, persist_result=False)
-def compress(root: str = ".", force: bool = False, listen: Callable[[str, str], None] | None = None) -> list[StageReport]:
+def compress(
+    root: str = ".", force: bool = False, listen: Callable[[str, str], None] | None = None
+) -> list[StageReport]:
     """Compress a video diffusion model in the project folder `root`.
 
     Args:

@@ -66,7 +66,11 @@ class RunConsole:
             out.print(Text(f"note: {note}"))
         registered = summary["registered"]
         if registered:
-            out.print(Text(f"registered: {registered['name']} version {registered['version']} ({registered['uri']})"))
+            out.print(
+                Text(
+                    f"registered: {registered['name']} version {registered['version']} ({registered['uri']})"
+                )
+            )
         out.print(Text(f"report: {summary['report']}", style="bold"))
 
 

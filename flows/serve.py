@@ -1,4 +1,4 @@
-"""`python -m flows.serve`: one host that runs `compress` every night at two, and on demand from the Prefect page.
+"""`python -m flows.serve`: one host that runs `compress` every night, and on demand from the Prefect page.
 
 It needs a Prefect server (`prefect server start`, `PREFECT_API_URL`).
 """
@@ -14,7 +14,7 @@ from flows.compress import compress
 def main() -> None:
     """Serve the nightly deployment until stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, default=Path("."), help="project folder")
+    parser.add_argument("--root", type=Path, default=Path(), help="project folder")
     parser.add_argument("--cron", default="0 2 * * *", help="when to run (cron)")
     given = parser.parse_args()
     compress.serve(name="nightly", cron=given.cron, parameters={"root": str(given.root.resolve())})

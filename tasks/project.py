@@ -56,7 +56,9 @@ def lay_out(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in _LAID_OUT:
         if (source / name).is_dir():
-            shutil.copytree(source / name, folder / name, ignore=shutil.ignore_patterns("*.mp4", "__pycache__"))
+            shutil.copytree(
+                source / name, folder / name, ignore=shutil.ignore_patterns("*.mp4", "__pycache__")
+            )
         else:
             shutil.copyfile(source / name, folder / name)
     text = (source / "dvc.yaml").read_text(encoding="utf-8")
@@ -96,7 +98,8 @@ def workspace_folder(root: Path, name: str) -> Path:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise VDMiniError(
-            f"workspace name {name!r} cannot be used", expected="letters, digits, '.', '_' and '-', at most 64"
+            f"workspace name {name!r} cannot be used",
+            expected="letters, digits, '.', '_' and '-', at most 64",
         )
     return root / "workspaces" / name
 

@@ -18,7 +18,9 @@ def run(job: StageJob) -> StageOutcome:
     client = connect(job.root)
     candidate = version_by_alias(client, name, job.params.register_.alias)
     if candidate is None:
-        raise VDMiniError(f"`{name}` has no candidate", expected="a registered student", fix="run `vdmini register`")
+        raise VDMiniError(
+            f"`{name}` has no candidate", expected="a registered student", fix="run `vdmini register`"
+        )
     champion = version_by_alias(client, name, rules.alias)
     number = str(candidate.version)
     if champion is not None and champion.version == candidate.version:
@@ -37,8 +39,15 @@ def run(job: StageJob) -> StageOutcome:
     write_json(job.out / "decision.json", {"outcome": decision.outcome, "reasons": list(decision.reasons)})
     for reason in decision.reasons:
         job.monitor.note(f"{decision.outcome}: {reason}")
-    row = {"model": name, "candidate": number, "outcome": decision.outcome, "why": "; ".join(decision.reasons)}
-    return StageOutcome(metrics={"outcome": decision.outcome}, timing={"version": number}, table=[row], title="Gate")
+    row = {
+        "model": name,
+        "candidate": number,
+        "outcome": decision.outcome,
+        "why": "; ".join(decision.reasons),
+    }
+    return StageOutcome(
+        metrics={"outcome": decision.outcome}, timing={"version": number}, table=[row], title="Gate"
+    )
 
 
 def is_current(root: Path, name: str, candidate_alias: str, champion_alias: str) -> bool:
@@ -47,5 +56,3 @@ def is_current(root: Path, name: str, candidate_alias: str, champion_alias: str)
     candidate = version_by_alias(client, name, candidate_alias)
     champion = version_by_alias(client, name, champion_alias)
     return candidate is not None and champion is not None and candidate.version == champion.version
-
-

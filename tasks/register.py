@@ -30,8 +30,10 @@ from vdmini_core.artifacts import sha256_file, write_json
 from vdmini_core.errors import VDMiniError
 
 # What a served student needs; nothing of the pipeline.
-RUNTIME = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pydantic", "ruamel.yaml",
-           "av", "pillow", "tqdm", "pandas")  # fmt: skip
+RUNTIME = (
+    *("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "scipy", "pydantic"),
+    *("ruamel.yaml", "av", "pillow", "tqdm", "pandas"),
+)
 
 
 def run(job: StageJob) -> StageOutcome:
@@ -48,8 +50,15 @@ def run(job: StageJob) -> StageOutcome:
     client.set_registered_model_alias(rules.name, rules.alias, number)
     facts = {"name": rules.name, "alias": rules.alias, "student": identity}
     write_json(job.out / "registration.json", facts)
-    row = {"model": rules.name, "version": number, "alias": rules.alias, "uri": f"models:/{rules.name}@{rules.alias}"}
-    return StageOutcome(metrics={"student": identity}, timing={"version": number}, table=[row], title="Registered")
+    row = {
+        "model": rules.name,
+        "version": number,
+        "alias": rules.alias,
+        "uri": f"models:/{rules.name}@{rules.alias}",
+    }
+    return StageOutcome(
+        metrics={"student": identity}, timing={"version": number}, table=[row], title="Registered"
+    )
 
 
 def is_current(root: Path, name: str, alias: str) -> bool:
@@ -83,7 +92,9 @@ def _core_without_weights(folder: Path) -> Path:
     # The registered model carries the code that loads it, not the teachers shipped with the package.
     target = folder / "vdmini_core"
     source = Path(vdmini_core.__file__).parent
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors", "templates"))
+    shutil.copytree(
+        source, target, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors", "templates")
+    )
     return target
 
 
@@ -111,7 +122,12 @@ def git_commit(root: Path) -> str:
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, env=environment
+            ["git", "rev-parse", "HEAD"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired):
         return "none"

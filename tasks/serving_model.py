@@ -69,7 +69,9 @@ class VideoStudent(mlflow.pyfunc.PythonModel):
         if isinstance(model_input, dict):
             model_input = pd.DataFrame([model_input])
         if isinstance(model_input, pd.DataFrame):
-            seeds = [int(s) for s in model_input["seed"]] if "seed" in model_input else [seed] * len(model_input)
+            seeds = (
+                [int(s) for s in model_input["seed"]] if "seed" in model_input else [seed] * len(model_input)
+            )
             videos = self._generate([_image(value) for value in model_input["image"]], seeds)
             return [{"video": _mp4_base64(video, self.settings.fps)} for video in videos]
         if isinstance(model_input, np.ndarray) and model_input.ndim == 4:

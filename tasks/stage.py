@@ -51,12 +51,13 @@ STAGES: dict[str, StageSpec] = {
         StageSpec(
             "profile", ("prepare", "teacher"), ("base", "sampling", "profile"), "sensitivity of every unit"
         ),
-        StageSpec(
-            "plan", ("prepare", "teacher", "profile"), ("base", "sampling", "plan"), "what to remove"
-        ),
+        StageSpec("plan", ("prepare", "teacher", "profile"), ("base", "sampling", "plan"), "what to remove"),
         StageSpec("prune", ("teacher", "plan"), ("base", "prune"), "surgery"),
         StageSpec(
-            "distill", ("prepare", "teacher", "prune"), ("base", "sampling", "distill"), "ICMD recovery on Ray"
+            "distill",
+            ("prepare", "teacher", "prune"),
+            ("base", "sampling", "distill"),
+            "ICMD recovery on Ray",
         ),
         StageSpec(
             "evaluate",
@@ -235,7 +236,12 @@ def run_stage(stage: str, root: Path, tracker: StageTracker | None = None) -> St
             if outcome.timing is not None:
                 write_json(out / "timing.json", outcome.timing)
             write_manifest(
-                out, stage=stage, inputs=inputs, params=sections, seed=params.base.seed, metrics=outcome.metrics
+                out,
+                stage=stage,
+                inputs=inputs,
+                params=sections,
+                seed=params.base.seed,
+                metrics=outcome.metrics,
             )
         page.finish(root / "artifacts" / stage, outcome)
     shutil.rmtree(work.parent, ignore_errors=True)

@@ -149,7 +149,9 @@ class MLflowTracker:
 
     def open_parent(self, name: str, tags: dict[str, str] | None = None) -> str:
         """Create a parent run and return its id."""
-        run = self.client.create_run(self.experiment, run_name=name, tags={MLFLOW_SOURCE_NAME: "vdmini", **(tags or {})})
+        run = self.client.create_run(
+            self.experiment, run_name=name, tags={MLFLOW_SOURCE_NAME: "vdmini", **(tags or {})}
+        )
         return str(run.info.run_id)
 
     def close(self, run_id: str, ok: bool) -> None:
@@ -194,10 +196,16 @@ class MLflowTracker:
     def __call__(self, stage: str, params: dict[str, Any]) -> Iterator[StagePage]:
         """Run page of one stage; a failure is marked on it and on the parent."""
         parent_id = self.parent()
-        tags = {MLFLOW_PARENT_RUN_ID: parent_id, MLFLOW_SOURCE_NAME: f"tasks/{stage}.py", "vdmini.stage": stage}
+        tags = {
+            MLFLOW_PARENT_RUN_ID: parent_id,
+            MLFLOW_SOURCE_NAME: f"tasks/{stage}.py",
+            "vdmini.stage": stage,
+        }
         run: Run = self.client.create_run(self.experiment, run_name=stage, tags=tags)
         page = StagePage(self.client, str(run.info.run_id), parent_id)
-        listed = [Param(k, json.dumps(v) if not isinstance(v, str) else v) for k, v in flatten(params).items()]
+        listed = [
+            Param(k, json.dumps(v) if not isinstance(v, str) else v) for k, v in flatten(params).items()
+        ]
         self.client.log_batch(page.run_id, params=listed, tags=[RunTag(MLFLOW_RUN_NAME, stage)])
         ok = False
         try:

@@ -45,7 +45,9 @@ def _stage_problems(name: str, stage: dict) -> list[str]:
         found.append(f"dvc.yaml {name}: depends on {upstream}, the code reads {spec.after}")
     if stage["cmd"] != f"vdmini {name}" or stage["outs"] != [f"artifacts/{name}"]:
         found.append(f"dvc.yaml {name}: one word everywhere: `vdmini {name}`, artifacts/{name}")
-    missing = [dep for dep in stage["deps"] if not dep.startswith(("artifacts/", "$")) and not (ROOT / dep).exists()]
+    missing = [
+        dep for dep in stage["deps"] if not dep.startswith(("artifacts/", "$")) and not (ROOT / dep).exists()
+    ]
     return found + [f"dvc.yaml {name}: {dep} does not exist" for dep in missing]
 
 

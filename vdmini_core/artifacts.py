@@ -76,7 +76,9 @@ def read_json(path: Path) -> Any:
             fix="run `vdmini run`, which makes what is missing",
         ) from None
     except json.JSONDecodeError as error:
-        raise VDMiniError(f"{path} is not JSON", found=str(error), fix="delete it and run its stage again") from None
+        raise VDMiniError(
+            f"{path} is not JSON", found=str(error), fix="delete it and run its stage again"
+        ) from None
 
 
 @functools.cache

@@ -104,7 +104,9 @@ def generate(
     try:
         picture = Image.open(image).convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"{image} cannot be read as an image", found=str(error), fix="give a PNG or JPEG") from None
+        raise DataError(
+            f"{image} cannot be read as an image", found=str(error), fix="give a PNG or JPEG"
+        ) from None
     pipeline = load_pipeline(model, device=device)
     settings = load_settings(model, pipeline)
     frame = np.asarray(ImageOps.fit(picture, (settings.width, settings.height)))
@@ -129,7 +131,11 @@ def plan_diff(
     )
 
 
-CORE_COMMANDS: dict[str, Callable[..., None]] = {"inspect": inspect, "generate": generate, "plan-diff": plan_diff}
+CORE_COMMANDS: dict[str, Callable[..., None]] = {
+    "inspect": inspect,
+    "generate": generate,
+    "plan-diff": plan_diff,
+}
 
 
 def new_app(help_text: str) -> typer.Typer:
@@ -146,7 +152,7 @@ def new_app(help_text: str) -> typer.Typer:
 def run_app(app: typer.Typer) -> int:
     """Run a command line: 0 done, 1 failed with a reason, 2 bad arguments; no traceback for user mistakes."""
     # Typer carries its own copy of click, older ones use click itself: take the classes from Typer.
-    usage_error: type[typer.BadParameter] = typer.BadParameter.__mro__[1]  # type: ignore[assignment]
+    usage_error: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
     try:
         result = typer.main.get_command(app).main(standalone_mode=False)
         return result if isinstance(result, int) else 0

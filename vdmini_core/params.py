@@ -122,7 +122,7 @@ class PlanParams(Section):
         budgets = (self.max_params_ratio, self.max_flops_ratio, self.max_latency_ratio)
         if self.recipe in ("auto", "magnitude", "random") and not any(b is not None for b in budgets):
             raise ValueError(
-                f"recipe: {self.recipe} needs a budget: max_params_ratio, max_flops_ratio or max_latency_ratio"
+                f"recipe: {self.recipe} needs a budget: max_params_ratio, max_flops_ratio, max_latency_ratio"
             )
         if self.max_latency_ratio is not None and not self.timing:
             raise ValueError("max_latency_ratio needs `timing`, a frozen file of measured unit times")
@@ -197,9 +197,7 @@ class PromoteParams(Section):
     max_fvd_teacher_ratio: float = Field(
         1.0, gt=0, description="recovered / pruned distance to the teacher must stay below"
     )
-    max_fvd_regression: float = Field(
-        0.05, ge=0, description="share by which FVD may exceed the champion's"
-    )
+    max_fvd_regression: float = Field(0.05, ge=0, description="share by which FVD may exceed the champion's")
     min_speedup: float = Field(1.0, gt=0, description="U-Net speed-up over the teacher")
 
 

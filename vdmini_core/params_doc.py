@@ -12,8 +12,8 @@ from vdmini_core.params import Params
 
 _HEAD = """# Parameters
 
-Every key of `params.yaml`, with its default. Made from the code (`python -m vdmini_core.params_doc`), so it is
-what the code reads. Unknown keys are errors that name the nearest known one.
+Every key of `params.yaml`, with its default. Made from the code (`python -m vdmini_core.params_doc`), so
+it is what the code reads. Unknown keys are errors that name the nearest known one.
 """
 
 
@@ -24,7 +24,9 @@ def document() -> str:
         section = info.annotation
         assert isinstance(section, type)
         assert issubclass(section, BaseModel)
-        parts.append(f"## {info.alias or name}\n\n{_first_line(section)}\n\n{_table(section, info.get_default())}")
+        parts.append(
+            f"## {info.alias or name}\n\n{_first_line(section)}\n\n{_table(section, info.get_default())}"
+        )
     return "\n".join(parts)
 
 
@@ -54,7 +56,12 @@ def _values(info: FieldInfo) -> str:
     if isinstance(info.annotation, type):
         text = info.annotation.__name__
     text = text.removeprefix("Literal")
-    bounds = [f"{word} {getattr(item, key)}" for item in info.metadata for key, word in _BOUNDS if hasattr(item, key)]
+    bounds = [
+        f"{word} {getattr(item, key)}"
+        for item in info.metadata
+        for key, word in _BOUNDS
+        if hasattr(item, key)
+    ]
     return " ".join([text.strip("[]").replace("'", ""), *bounds])
 
 

@@ -15,4 +15,6 @@ def track(items: Iterable[Item], what: str, total: int | None = None, unit: str 
     """Iterate with a bar: what, done / total, rate, time left. Written to standard error."""
     # A log file gets a line now and then, a terminal a live bar.
     pause = 0.2 if sys.stderr.isatty() else 10.0
-    yield from tqdm(items, desc=what, total=total, unit=unit, dynamic_ncols=True, mininterval=pause, maxinterval=10)
+    yield from tqdm(
+        items, desc=what, total=total, unit=unit, dynamic_ncols=True, mininterval=pause, maxinterval=10
+    )

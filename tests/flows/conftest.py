@@ -25,13 +25,22 @@ def make_project(folder: Path, *assignments: str) -> Path:
 
 def environment(**extra: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "VDMINI_", "DVC_"))}
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "VDMINI_", "DVC_"))
+    }
     return {**clean, "PATH": path, **extra}
 
 
-def vdmini(root: Path, *arguments: str, check: bool = True, timeout: float = 280, **extra: str) -> subprocess.CompletedProcess[str]:
+def vdmini(
+    root: Path, *arguments: str, check: bool = True, timeout: float = 280, **extra: str
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [str(VDMINI), *arguments], cwd=root, env=environment(**extra), capture_output=True, text=True, timeout=timeout
+        [str(VDMINI), *arguments],
+        cwd=root,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     assert not check or done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

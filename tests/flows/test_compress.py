@@ -34,7 +34,12 @@ def test_the_run_leaves_every_output_and_a_clean_dvc_status(finished_project: Pa
     for stage in STAGES:
         assert (finished_project / "artifacts" / stage / "manifest.json").is_file(), stage
     status = subprocess.run(
-        [DVC, "status", "--json"], cwd=finished_project, env=environment(), capture_output=True, text=True, check=True
+        [DVC, "status", "--json"],
+        cwd=finished_project,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert json.loads(status.stdout) == {}
     assert not list((finished_project / "artifacts").glob(".*"))
@@ -47,11 +52,15 @@ def test_a_second_run_does_nothing(finished_project: Path) -> None:
 
 def test_both_drivers_give_the_same_bytes(finished_project: Path, tmp_path: Path) -> None:
     other = make_project(tmp_path / "repro")
-    done = subprocess.run([DVC, "repro"], cwd=other, env=environment(), capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        [DVC, "repro"], cwd=other, env=environment(), capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert hashes(other) == hashes(finished_project)
     # The flow goes on where the other driver stopped, and plain `dvc repro` had its MLflow parent run.
-    assert {r["fate"] for r in json.loads(vdmini(other, "run", "--json").stdout)["stages"][:8]} == {"up to date"}
+    assert {r["fate"] for r in json.loads(vdmini(other, "run", "--json").stdout)["stages"][:8]} == {
+        "up to date"
+    }
     runs = connect(other).search_runs(["1"], max_results=100)
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[-1].info.run_id]
@@ -92,7 +101,9 @@ def test_the_registered_student_makes_a_video_in_a_fresh_process(finished_projec
         "video = model.predict(image)\n"
         "assert video.shape == (4, 32, 32, 3) and video.dtype == np.uint8, video.shape\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -101,7 +112,7 @@ def test_a_changed_plan_runs_the_plan_and_what_follows(finished_project: Path, t
     shutil.copytree(finished_project, root)
     done = vdmini(root, "run", "--set", "plan.max_params_ratio=0.9", "--json")
     fates = {row["stage"]: row["fate"] for row in json.loads(done.stdout)["stages"]}
-    assert [name for name, fate in fates.items() if fate != "up to date"][0] == "plan"
+    assert next(name for name, fate in fates.items() if fate != "up to date") == "plan"
     assert all(fates[name] == "up to date" for name in ("prepare", "teacher", "profile"))
     assert "plan.max_params_ratio: None -> 0.9" in done.stderr
 

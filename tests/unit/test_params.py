@@ -40,7 +40,7 @@ def test_wrong_params_are_refused_with_the_reason(data: object, says: str) -> No
 
 
 def test_missing_and_broken_files_say_so(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match="no params.yaml here"):
+    with pytest.raises(ParamsError, match=r"no params\.yaml here"):
         load_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("a: [1,")
     with pytest.raises(ParamsError, match="not valid YAML"):

@@ -44,7 +44,13 @@ def test_changes_are_shown_and_comments_survive(project: Path) -> None:
 
 def test_a_bad_change_changes_nothing(project: Path) -> None:
     before = (project / "params.yaml").read_text()
-    for bad in ("plan.max_params_ratio=7", "distill.step=7", "nonsense", "distill.steps=[1", "distill.steps=abc"):
+    for bad in (
+        "plan.max_params_ratio=7",
+        "distill.step=7",
+        "nonsense",
+        "distill.steps=[1",
+        "distill.steps=abc",
+    ):
         with pytest.raises(ParamsError):
             change_params(project, assignments=(bad,))
     assert (project / "params.yaml").read_text() == before
