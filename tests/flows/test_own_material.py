@@ -1,0 +1,66 @@
+"""Own videos and an own teacher pass through the same door, and every file found is accounted for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.flows.conftest import make_project, vdmini
+from vdmini_core.artifacts import read_json
+from vdmini_core.data.procedural import ProceduralSpec, render_clip
+from vdmini_core.data.video import write_mp4
+from vdmini_core.models.registry import save_pipeline
+from vdmini_core.teacher.architecture import build_pipeline
+
+pytestmark = pytest.mark.services
+GOOD = ("one.mp4", "näch ste.mp4", "sub/two.mp4", "sub/three.mp4")
+
+
+def make_videos(folder: Path) -> None:
+    """Four films that move, one that does not, one that is none, and a text file."""
+    (folder / "sub").mkdir(parents=True)
+    for index, name in enumerate(GOOD):
+        clips = [
+            render_clip(ProceduralSpec(frames=24, height=48, width=64), 100 * index + k).frames
+            for k in range(3)
+        ]
+        write_mp4(folder / name, np.concatenate(clips), 8.0)
+    write_mp4(folder / "still.mp4", np.full((30, 48, 64, 3), 90, np.uint8), 8.0)
+    (folder / "broken.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42 and nothing else")
+    (folder / "notes.txt").write_text("not a video")
+
+
+def test_own_teacher_and_own_videos_run_the_whole_story(tmp_path: Path) -> None:
+    make_videos(tmp_path / "films")
+    save_pipeline(build_pipeline("nano", seed=7), tmp_path / "teacher", None)
+    root = make_project(tmp_path / "proj", "profile.granularity=block")
+    done = vdmini(
+        root,
+        *("run", "--videos", str(tmp_path / "films"), "--json"),
+        *("--set", "teacher.source=path", "--set", f"teacher.path={tmp_path / 'teacher'}"),
+    )
+    summary = json.loads(done.stdout)
+    unused = {item["path"]: item["reason"] for item in summary["unused_videos"]}
+    assert set(unused) == {"still.mp4", "broken.mp4"}
+    assert all(unused.values())
+    sources = read_json(root / "artifacts" / "prepare" / "sources.json")
+    used = {item["path"] for item in sources if item["status"] == "used"}
+    assert used == set(GOOD)
+    assert len(sources) == len({item["path"] for item in sources}) == len(GOOD) + 3
+    page = (root / "artifacts" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "broken.mp4" in page
+    assert summary["registered"]["name"] == "vdmini-nano"
+
+
+def test_a_folder_without_one_usable_video_says_why(tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "broken.mp4").write_bytes(b"junk")
+    root = make_project(tmp_path / "proj")
+    done = vdmini(root, "prepare", "--videos", str(tmp_path / "films"), check=False)
+    assert done.returncode == 1
+    assert "broken.mp4" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (root / "artifacts" / "prepare").exists()
