@@ -17,7 +17,7 @@ pytestmark = pytest.mark.services
 
 
 def checkpoints(root: Path) -> list[Path]:
-    return list((root / ".vdmini" / "work" / "distill").rglob("checkpoint_*"))
+    return list((root / ".vdmini" / "work" / "distill").rglob("checkpoint-*"))
 
 
 def kill_tree(pid: int) -> None:
