@@ -23,7 +23,7 @@ from vdmini_core.errors import ParamsError, VDMiniError
 from vdmini_core.params import Params, known_keys, nearest_key, parse_params
 
 CODE_MARK = "vdmini-code.json"
-_LAID_OUT = ("params.yaml", ".dvcignore", "profiles", "videos", "teachers", "timing")
+_LAID_OUT = ("params.yaml", ".dvcignore", "profiles", "timing", "videos/README.md", "teachers/README.md")
 
 
 def template_folder() -> Path:
@@ -56,10 +56,9 @@ def lay_out(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in _LAID_OUT:
         if (source / name).is_dir():
-            shutil.copytree(
-                source / name, folder / name, ignore=shutil.ignore_patterns("*.mp4", "__pycache__")
-            )
+            shutil.copytree(source / name, folder / name)
         else:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)
     text = (source / "dvc.yaml").read_text(encoding="utf-8")
     (folder / "dvc.yaml").write_text(_with_code_mark(text), encoding="utf-8")

@@ -67,3 +67,11 @@ def test_a_typo_of_any_key_finds_it(key: str, position: int) -> None:
     near = nearest_key(typo)
     assert near is not None
     assert near.rsplit(".", 1)[-1][:3] == name[:3] or near == key or cut < 3
+
+
+def test_the_page_of_parameters_is_what_the_code_reads() -> None:
+    from vdmini_core.params_doc import document
+
+    assert (ROOT / "docs" / "params.md").read_text() == document(), (
+        "run: python -m vdmini_core.params_doc > docs/params.md"
+    )
