@@ -46,7 +46,11 @@ def tiny_unet(widths: tuple[int, ...] = (32, 32, 64, 64), seed: int = 0, **chang
 
 def tiny_pipeline(seed: int = 0) -> Any:
     """A complete pipeline: nano at 2 frames of 16x16."""
-    return build_from(replace(ARCHITECTURES["nano"], frames=2, height=16, width=16), seed)
+    pipeline: Any = build_from(replace(ARCHITECTURES["nano"], frames=2, height=16, width=16), seed)
+    # Frozen like a loaded one: weights that need gradients take other code paths, even without gradients.
+    for part in (pipeline.unet, pipeline.vae, pipeline.image_encoder):
+        part.requires_grad_(False)
+    return pipeline
 
 
 def inputs(seed: int = 0, height: int = 8, width: int = 8) -> tuple[Tensor, ...]:

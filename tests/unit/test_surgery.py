@@ -63,7 +63,12 @@ def test_paper_recipe_equals_a_stock_three_level_unet(unet, sizes):
     plan = plan_for(unet, toys.FAMILY.paper_cut(unet))
     assert plan.removed == toys.PAPER
     student = apply_plan(unet, plan, toys.FAMILY)
-    stock = toys.tiny_unet((32, 32, 64), layers_per_block=(1, 1, 2))
+    stock = toys.tiny_unet(
+        (32, 32, 64),
+        layers_per_block=(1, 1, 2),
+        down_block_types=("CrossAttnDownBlockSpatioTemporal",) * 3,
+        up_block_types=("CrossAttnUpBlockSpatioTemporal",) * 3,
+    )
     stock.mid_block = DroppedBlock()
     state = {}
     for name in stock.state_dict():
