@@ -1,0 +1,94 @@
+"""Writing a trained teacher as a pipeline directory, with `vdmini.json` and its record `TRAINING.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableVideoDiffusionPipeline
+from numpy.typing import NDArray
+from PIL import Image
+
+from vdmini_core.artifacts import sha256_file, write_json
+from vdmini_core.data.procedural import (
+    GENERATOR_VERSION,
+    ProceduralSpec,
+    render_clip,
+    render_clips,
+    split_seeds,
+)
+from vdmini_core.teacher.architecture import ARCHITECTURES, Size, call_arguments
+
+RECORD = "TRAINING.json"
+SAMPLE_SEED = 7
+HARDWARE = "2 cores of an x86 server CPU with avx512-bf16; training used one of them"
+
+
+def export_pipeline(
+    pipeline: StableVideoDiffusionPipeline, size: Size, workdir: Path, target: Path
+) -> dict[str, Any]:
+    """Save the pipeline in float16, the arguments it is made for, and the record of its training."""
+    pipeline.to(torch.float16).save_pretrained(target)
+    write_json(target / "vdmini.json", call_arguments(size))
+    record = training_record(target, size, workdir)
+    write_json(target / RECORD, record)
+    return record["sample"]
+
+
+def training_record(target: Path, size: Size, workdir: Path) -> dict[str, Any]:
+    """Commands, data, curve, hashes of the weights and a sample that can be made again."""
+    frames = recorded_sample(target, size)
+    return {
+        "architecture": size,
+        "data": {"generator_version": GENERATOR_VERSION, "digest": data_digest(size)},
+        "hardware": HARDWARE,
+        "runs": {name: _summary(workdir / f"{name}.jsonl") for name in ("vae", "unet")},
+        "weights_sha256": {
+            path.relative_to(target).as_posix(): sha256_file(path)
+            for path in sorted(target.rglob("*.safetensors"))
+        },
+        "sample": {
+            "clip_seed": split_seeds("test", 1, 0)[0],
+            "noise_seed": SAMPLE_SEED,
+            "mean_per_frame": [round(float(frame.mean()), 6) for frame in frames],
+            "std_per_frame": [round(float(frame.std()), 6) for frame in frames],
+            "tolerance": 1e-3,
+        },
+    }
+
+
+def _summary(curve: Path) -> dict[str, Any]:
+    """Steps, last loss and every held-out measurement of a loss curve."""
+    if not curve.exists():
+        return {}
+    rows = [json.loads(line) for line in curve.read_text().splitlines()]
+    losses = [row for row in rows if "loss" in row]
+    keys = ("step", "mse", "mse_copy", "ratio", "effect")
+    return {
+        "steps": rows[-1]["step"],
+        "loss": [[row["step"], row["loss"]] for row in losses[:: max(1, len(losses) // 20)]],
+        "held_out": [{key: row[key] for key in keys} for row in rows if "ratio" in row],
+    }
+
+
+def data_digest(size: Size) -> str:
+    """sha256 of the first eight training clips: what the generator draws today."""
+    architecture = ARCHITECTURES[size]
+    spec = ProceduralSpec(architecture.frames, architecture.height, architecture.width)
+    return hashlib.sha256(render_clips(spec, split_seeds("train", 8, 0)).tobytes()).hexdigest()
+
+
+def recorded_sample(directory: Path, size: Size) -> NDArray[np.float32]:
+    """The clip that the weights make of the first test clip: float32 (frames, height, width, 3) in 0..1."""
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(directory, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    architecture = ARCHITECTURES[size]
+    spec = ProceduralSpec(architecture.frames, architecture.height, architecture.width)
+    image = Image.fromarray(render_clip(spec, split_seeds("test", 1, 0)[0]).frames[0])
+    generator = torch.Generator().manual_seed(SAMPLE_SEED)
+    frames = pipeline(image, **call_arguments(size), generator=generator, output_type="np").frames[0]
+    return np.asarray(frames, np.float32)

@@ -1,0 +1,277 @@
+"""Training of the mini teacher: a one-step generator from pure noise on a stock SVD U-Net.
+
+At SVD's highest noise level (sigma 700) the denoised clip is -F(x) + x sigma / (sigma^2 + 1): the network
+makes the whole clip from unit noise, the first frame's latents and its image embedding, in one step, as
+SF-V does (arXiv 2406.04324). `one_step` is that map, equal to what the stock pipeline returns.
+
+Trained in the ordinary way, the deep blocks of so small a U-Net stay dead: the shallow skips carry all.
+So the run has two phases. First the skips into U.2 and U.3 are closed and U.3 is left out: everything
+must pass the deep blocks. Then U.3 and the skips are released, and closed again for a share of samples.
+
+Legend: B clips, F frames, C latent channels, h and w latent cells, E image embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vdmini_core.teacher import bypass, loop
+from vdmini_core.teacher.temporal_conv import temporal_convolutions_as_2d
+from vdmini_core.teacher.vae_training import iterate_latents
+
+SHALLOW_UP = ("U.2", "U.3")
+FPS, MOTION_BUCKET, NOISE_AUGMENTATION = 8, 127, 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a U-Net run; `deep_steps` is the length of the phase with closed skips."""
+
+    steps: int = 2000
+    deep_steps: int = 700
+    batch_size: int = 4
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    weight_decay: float = 1e-3
+    skip_dropout: float = 0.25
+    ema_decay: float = 0.995
+    bf16: bool = True
+    seed: int = 0
+    log_every: int = 25
+    probe_every: int = 300
+    checkpoint_every: int = 100
+
+
+@dataclass(frozen=True)
+class LatentClips:
+    """What the U-Net trains on: scaled latents (n, F, C, h, w) and image embeddings (n, 1, E)."""
+
+    latents: Tensor
+    embeddings: Tensor
+
+
+@torch.no_grad()
+def encode_clips(
+    pipeline: StableVideoDiffusionPipeline, clips_uint8: NDArray[np.uint8], bf16: bool = True, batch: int = 4
+) -> LatentClips:
+    """Latents (kept in float16) and image embeddings of clips (n, F, H, W, 3)."""
+    factor = pipeline.vae.config.scaling_factor
+    latents = [(z * factor).half() for z in iterate_latents(pipeline.vae, clips_uint8, bf16, batch)]
+    images = [Image.fromarray(clip[0]) for clip in clips_uint8]
+    embeddings = [
+        pipeline._encode_image(images[start : start + 32], pipeline.device, 1, False)
+        for start in range(0, len(images), 32)
+    ]
+    return LatentClips(torch.cat(latents), torch.cat(embeddings).float())
+
+
+def one_step(
+    pipeline: StableVideoDiffusionPipeline,
+    noise_BFChw: Tensor,
+    image_latents_BChw: Tensor,
+    embedding_B1E: Tensor,
+) -> Tensor:
+    """The clip's scaled latents (B, F, C, h, w), as the stock pipeline makes them in one step.
+
+    `noise` is unit noise; `image_latents` are unscaled, as the pipeline concatenates them.
+    """
+    scheduler = pipeline.scheduler
+    scheduler.set_timesteps(1)
+    sigma, start = scheduler.sigmas[0], scheduler.init_noise_sigma
+    sample = noise_BFChw * start
+    repeated = image_latents_BChw[:, None].expand(-1, noise_BFChw.shape[1], -1, -1, -1)
+    ids = torch.tensor([[FPS - 1.0, MOTION_BUCKET, NOISE_AUGMENTATION]]).repeat(len(noise_BFChw), 1)
+    inputs = torch.cat([sample / (sigma**2 + 1).sqrt(), repeated.to(sample.dtype)], dim=2)
+    output = pipeline.unet(inputs, scheduler.timesteps[0], embedding_B1E, added_time_ids=ids).sample
+    return -output.float() * (sigma / (sigma**2 + 1).sqrt()) + sample / (sigma**2 + 1)
+
+
+@torch.no_grad()
+def prepare_unet(unet: UNetSpatioTemporalConditionModel) -> None:
+    """Adapt fresh weights: shallow blocks start near-spatial and U.3 as the identity.
+
+    Frame-dependent features are thus born in the deep blocks (`time_mixer` 0.95 spatial in D.0, D.1 and
+    U.3, about half in the others). As in the autoencoder, opposite offsets within a two-channel group
+    let absolute brightness survive the normalisation. Noise enters with a tenth of the usual weight.
+    """
+    unet.conv_in.weight[:, : unet.config.out_channels] *= 0.1
+    for name, mix in (("D.0", 3.0), ("D.1", 3.0), ("U.2", 1.0), ("U.3", 3.0), ("D.2", -0.5), ("U.1", -0.5)):
+        for path, parameter in bypass.block_of(unet, name).named_parameters():
+            if path.endswith("mix_factor"):
+                parameter.fill_(mix)
+    module: Any
+    for path, module in unet.named_modules():
+        if isinstance(module, nn.Conv2d) and ("conv_in" in path or "samplers" in path):
+            module.bias[0::2] += 1
+            module.bias[1::2] -= 1
+    _make_identity(unet.up_blocks[-1])
+    for name in SHALLOW_UP:
+        bypass.zero_skip_weights(unet, name)
+
+
+def _make_identity(block: Any) -> None:
+    """Every pair of an up block first hands on what comes from below."""
+    for resnet in block.resnets:
+        spatial = resnet.spatial_res_block
+        width = spatial.out_channels
+        nn.init.zeros_(spatial.conv_shortcut.weight)
+        nn.init.zeros_(spatial.conv_shortcut.bias)
+        spatial.conv_shortcut.weight[:, :width, 0, 0] = torch.eye(width)
+        for convolution in (spatial.conv2, resnet.temporal_res_block.conv2):
+            nn.init.zeros_(convolution.weight)
+            nn.init.zeros_(convolution.bias)
+    for attention in block.attentions:
+        nn.init.zeros_(attention.proj_out.weight)
+        nn.init.zeros_(attention.proj_out.bias)
+
+
+def train_unet(
+    pipeline: StableVideoDiffusionPipeline,
+    clips_uint8: NDArray[np.uint8] | LatentClips,
+    config: TrainConfig,
+    workdir: Path,
+    on_log: loop.LogFunction | None = None,
+    held_out: LatentClips | None = None,
+) -> dict[str, Any]:
+    """Train the pipeline's U-Net in place on clips (n, F, H, W, 3), resuming from `workdir`.
+
+    Ends with averaged weights. `held_out` clips are measured every `probe_every` steps.
+    """
+    data = (
+        clips_uint8
+        if isinstance(clips_uint8, LatentClips)
+        else encode_clips(pipeline, clips_uint8, config.bf16)
+    )
+    unet = pipeline.unet
+    processors = unet.attn_processors
+    unet.set_attn_processor(AttnProcessor())
+    prepare_unet(unet)
+    optimizer = torch.optim.AdamW(
+        unet.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    )
+    average = loop.AveragedWeights(unet, config.ema_decay)
+    path, done = workdir / "unet.pt", 0
+    if state := loop.load_checkpoint(path, asdict(config)):
+        unet.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.average, done = state["average"], state["step"]
+    curve = loop.Curve(workdir / "unet.jsonl", config.steps, done, on_log)
+    unet.train()
+    losses: list[float] = []
+    for step in range(done, config.steps):
+        losses.append(_update(pipeline, data, optimizer, config, step))
+        average.update(unet, step)
+        finished = step + 1
+        last = finished == config.steps
+        if finished % config.log_every == 0 or last:
+            curve.write(finished, loss=round(float(np.mean(losses)), 5))
+            losses.clear()
+        if held_out is not None and (finished % config.probe_every == 0 or last):
+            with average.applied(unet), _phase(unet, config, step, None):
+                curve.write(finished, **probe(pipeline, held_out, config.bf16))
+        if finished % config.checkpoint_every == 0 or last:
+            state = {
+                "model": unet.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "average": average.average,
+            }
+            loop.save_checkpoint(path, {**state, "step": finished, "config": asdict(config)})
+    average.copy_to(unet)
+    unet.set_attn_processor(processors)
+    unet.eval()
+    return {"steps": config.steps, **({} if held_out is None else probe(pipeline, held_out, config.bf16))}
+
+
+def _update(
+    pipeline: StableVideoDiffusionPipeline,
+    data: LatentClips,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    step: int,
+) -> float:
+    """One optimiser step; returns the loss."""
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate * loop.learning_rate_factor(step, config.steps, config.warmup)
+    optimizer.zero_grad(set_to_none=True)
+    generator = loop.step_generator(config.seed, step)
+    index = torch.randint(len(data.latents), (config.batch_size,), generator=generator)
+    target = data.latents[index].float()
+    noise = torch.randn(target.shape, generator=generator)
+    with _phase(pipeline.unet, config, step, generator), temporal_convolutions_as_2d(pipeline.unet):
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+            made = one_step(pipeline, noise, _condition(pipeline, target), data.embeddings[index])
+        loss = F.mse_loss(made, target)
+        loss.backward()
+    loop.check_finite(loss, step)
+    torch.nn.utils.clip_grad_norm_(pipeline.unet.parameters(), 1.0, error_if_nonfinite=True)
+    optimizer.step()
+    return loss.item()
+
+
+def _condition(pipeline: StableVideoDiffusionPipeline, latents_BFChw: Tensor) -> Tensor:
+    """Unscaled latents of the first frame: (B, C, h, w)."""
+    return latents_BFChw[:, 0].float() / pipeline.vae.config.scaling_factor
+
+
+@contextmanager
+def _phase(
+    unet: UNetSpatioTemporalConditionModel, config: TrainConfig, step: int, generator: torch.Generator | None
+) -> Iterator[None]:
+    """What is open at this step; without a generator (measuring) no sample loses its skips by chance."""
+    frames = unet.config.num_frames
+    with ExitStack() as stack:
+        if step < config.deep_steps:
+            stack.enter_context(bypass.without_block(unet, "U.3"))
+            closed = torch.zeros(1)
+            stack.enter_context(bypass.scaled_skips(unet, SHALLOW_UP, closed))
+        elif generator is not None and config.skip_dropout:
+            keep_B = (torch.rand(config.batch_size, generator=generator) >= config.skip_dropout).float()
+            stack.enter_context(bypass.scaled_skips(unet, SHALLOW_UP, keep_B.repeat_interleave(frames)))
+        yield
+
+
+@torch.no_grad()
+def probe(
+    pipeline: StableVideoDiffusionPipeline, clips: LatentClips, bf16: bool = True, count: int = 8
+) -> dict[str, Any]:
+    """Held-out error and the effect of every block's second pair, on the latents.
+
+    `mse` and `mse_copy` (repeating the first frame) cover all clips; `effect` is
+    ||sample without the pair - sample|| / ||sample - repeated first frame|| on the first `count`.
+    """
+
+    def sample(part: slice) -> Tensor:
+        target = clips.latents[part].float()
+        noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return one_step(pipeline, noise, _condition(pipeline, target), clips.embeddings[part])
+
+    target = clips.latents.float()
+    made = torch.cat([sample(slice(i, i + count)) for i in range(0, len(target), count)])
+    copied = target[:, :1].expand_as(target)
+    few = slice(0, count)
+    moved = (made[few] - copied[few]).norm()
+    effect = {}
+    for name in bypass.BLOCKS:
+        with bypass.without_pair(pipeline.unet, name, 1):
+            effect[name] = round(((sample(few) - made[few]).norm() / moved).item(), 4)
+    mse, mse_copy = F.mse_loss(made, target).item(), F.mse_loss(copied, target).item()
+    return {
+        "mse": round(mse, 5),
+        "mse_copy": round(mse_copy, 5),
+        "ratio": round(mse / mse_copy, 4),
+        "effect": effect,
+    }
