@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.stage import StageJob, StageOutcome
 from vdmini_core.errors import ModelError
+from vdmini_core.params import is_number
 
 if TYPE_CHECKING:
     from vdmini_core.models.base import SamplingSettings
@@ -118,23 +119,35 @@ def fetch_hub(job: StageJob, out: Path) -> None:
 
 
 def train_here(job: StageJob, out: Path) -> None:
-    """A teacher of our own, trained on the prepared clips."""
+    """A teacher of our own, trained on the prepared clips at their size; resumes where it was killed."""
     from vdmini_core.data.clips import load_clips
     from vdmini_core.models.registry import default_settings, merge_settings, save_pipeline
-    from vdmini_core.teacher import training
-    from vdmini_core.teacher.architecture import call_arguments
+    from vdmini_core.teacher.architecture import ARCHITECTURES, build_from, call_arguments
+    from vdmini_core.teacher.training import TrainConfig, train_unet
+    from vdmini_core.teacher.vae_training import VaeTrainConfig, train_vae
 
-    params = job.params.teacher.train
-    pipeline = training.train_teacher(
-        params.size,
-        load_clips(job.artifact("prepare"), "train").numpy(),
-        seed=job.params.base.seed,
-        vae_steps=params.vae_steps,
+    params, seed = job.params.teacher.train, job.params.base.seed
+    clips = load_clips(job.artifact("prepare"), "train").numpy()
+    _, frames, height, width, _ = clips.shape
+    architecture = replace(ARCHITECTURES[params.size], frames=frames, height=height, width=width)
+    pipeline: Any = build_from(architecture, seed)
+
+    def show(row: dict[str, Any]) -> None:
+        numbers = {f"teacher/{k}": float(v) for k, v in row.items() if k != "step" and is_number(v)}
+        job.monitor.metrics(numbers, step=row.get("step"))
+
+    vae_config = VaeTrainConfig(
+        steps=params.vae_steps, batch_size=params.batch_size, crop=min(32, height, width), seed=seed
+    )
+    train_vae(pipeline.vae, clips, replace(vae_config, crop_frames=min(4, frames)), job.work, show)
+    config = TrainConfig(
         steps=params.steps,
+        deep_steps=min(TrainConfig.deep_steps, params.steps // 3),
         batch_size=params.batch_size,
         learning_rate=params.learning_rate,
-        workdir=job.work,
+        seed=seed,
     )
+    train_unet(pipeline, clips, config, job.work, show)
     settings = default_settings(dict(pipeline.unet.config), dict(pipeline.vae.config))
     save_pipeline(pipeline, out, merge_settings(settings, call_arguments(params.size)))
 

@@ -78,8 +78,14 @@ def describe_plan(
     budgets: Sequence[Budget] = (),
     cuts: Sequence[Cut] = (),
 ) -> Plan:
-    """The plan that removes `removed`, with the student's size counted on its real shape (meta device)."""
+    """The plan that removes `removed`.
+
+    Parameters are counted on the student's real shape (meta device); operations are the teacher's less
+    those of the cuts, which add up exactly.
+    """
+    cuts = cuts or family.cuts(denoiser, settings)
     outline = family.outline(denoiser, removed)
+    flops = total_flops(denoiser, settings)
     student, points = outline.model, family.feature_points(outline.model)
     chosen = [i for i, cut in enumerate(cuts) if set(cut.units) <= set(outline.removed)]
     chosen = [i for i in chosen if not any(cuts[i].name in cuts[j].conflicts for j in chosen)]
@@ -95,9 +101,9 @@ def describe_plan(
         teacher_fingerprint=fingerprint(denoiser),
         family=family.name,
         teacher_params=_size(denoiser),
-        teacher_flops=total_flops(denoiser, settings),
+        teacher_flops=flops,
         expected_params=_size(student),
-        expected_flops=total_flops(student, settings),
+        expected_flops=flops - sum(cuts[i].flops for i in chosen),
         layer_map=outline.layer_map,
         feature_pairs=tuple((path, outline.layer_map[path]) for path in points.values()),
         notes=(*notes, *unmet),
