@@ -230,6 +230,6 @@ def _on_ray(bench: Bench, pending: Sequence[Trial], workers: int) -> Iterator[tu
         from ray.util import ActorPool
 
         options = {"num_cpus": 1, "num_gpus": 1 if bench.device == "cuda" else 0}
-        remote: Any = ray.remote(**options)(Profiler)  # type: ignore[call-overload]
+        remote: Any = ray.remote(**options)(Profiler)
         pool = ActorPool([remote.remote(bench) for _ in range(workers)])
         yield from pool.map_unordered(lambda actor, trial: actor.measure_named.remote(trial), list(pending))
