@@ -35,6 +35,8 @@ def ray_session(num_cpus: int) -> Iterator[None]:
         address=address,
         num_cpus=None if address else num_cpus,
         include_dashboard=None if address else False,
+        # A session of our own is nobody else's business: it listens on this machine alone.
+        _node_ip_address=None if address else "127.0.0.1",
         logging_level=logging.ERROR,
         log_to_driver=False,
         configure_logging=False,
