@@ -96,7 +96,7 @@ def make_spec(job: StageJob) -> RecoverySpec:
         settings=asdict(settings),
         params=job.params.distill.model_dump(mode="json"),
         seed=seed,
-        threads=job.params.base.threads,
+        threads=job.worker_threads(job.params.distill.workers),
     )
 
 
@@ -172,7 +172,7 @@ def worker_environment(job: StageJob) -> dict[str, str]:
     """Workers find this package wherever they start, and use as many threads as the params say."""
     package = str(Path(__file__).resolve().parent.parent)
     known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    threads = str(job.params.base.threads)
+    threads = str(job.worker_threads(job.params.distill.workers))
     return {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys([package, *known])),
         "OMP_NUM_THREADS": threads,
@@ -305,7 +305,7 @@ def timing_of(job: StageJob, seconds: float, steps: int) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "steps_this_run": steps,
         "workers": job.params.distill.workers,
-        "threads": job.params.base.threads,
+        "threads_per_worker": job.worker_threads(job.params.distill.workers),
         **(read_json(speed) if speed.exists() else {}),
     }
 

@@ -144,7 +144,7 @@ def _passport(job: StageJob, real: Tensor, bench: Bench, extractors: dict[str, A
 
 def _timing(job: StageJob, bench: Bench, real: Tensor, seeds: list[int]) -> dict[str, Any]:
     """Latency of each part, the three models in turn within every round so that drift cancels."""
-    batch = min(job.params.sampling.batch_size, len(real))
+    batch = min(job.params.evaluate.latency_batch, len(real))
     parts = _timed_parts(bench, real[:batch, 0], seeds[:batch])
     latency: dict[str, dict[str, float]] = {name: {} for name in MODELS}
     details, speedup = {}, {}

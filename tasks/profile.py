@@ -161,7 +161,7 @@ def prepare_bench(job: StageJob, pipeline: Any, settings: SamplingSettings) -> t
         batch_size=batch_size,
         seed=seed,
         device=device_of(job),
-        threads=job.params.base.threads,
+        threads=job.worker_threads(job.params.profile.workers),
     )
     return bench, len(clips)
 

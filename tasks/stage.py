@@ -143,6 +143,10 @@ class StageJob:
         """Finished outputs of an earlier stage."""
         return self.root / "artifacts" / stage
 
+    def worker_threads(self, workers: int) -> int:
+        """Torch threads of each of `workers` processes that share what the stage may use."""
+        return max(1, self.params.base.threads // workers)
+
     def path(self, text: str) -> Path:
         """A path of `params.yaml`, relative ones against the project folder."""
         path = Path(text).expanduser()
