@@ -25,7 +25,6 @@ from vdmini_core.errors import TrainingError
 
 if TYPE_CHECKING:
     from tasks.recovery_worker import RecoverySpec
-    from vdmini_core.models.base import SamplingSettings
 
 RUN = "recovery"
 POLL_S = 0.5
@@ -70,23 +69,22 @@ def run(job: StageJob) -> StageOutcome:
 
 def make_spec(job: StageJob) -> RecoverySpec:
     """Encode the training clips where that is not done, and say what the workers need."""
+    from tasks.models import load_teacher
     from tasks.recovery_worker import RecoverySpec
     from vdmini_core.data.clips import load_clips
     from vdmini_core.distillation.data import precompute
-    from vdmini_core.models.registry import family_of, load_pipeline
     from vdmini_core.pruning.plan import Plan
 
     teacher, student = job.artifact("teacher") / "pipeline", job.artifact("prune") / "student"
     clips = load_clips(job.artifact("prepare"), "train")
-    pipeline = load_pipeline(teacher, device=device_of(job))
-    settings = training_settings(job, pipeline, tuple(clips.shape))
+    pipeline, family, settings = load_teacher(job)
     identity = {
         "clips": sha256_file(job.artifact("prepare") / "clips-train.safetensors"),
         "teacher": sha256_file(job.artifact("teacher") / "manifest.json"),
         "settings": asdict(settings),
     }
     latents, seed = job.work / "latents", job.params.base.seed
-    precompute(family_of(pipeline), pipeline, clips, settings, seed, latents, identity)
+    precompute(family, pipeline, clips, settings, seed, latents, identity)
     return RecoverySpec(
         teacher=str(teacher.resolve()),
         student=str(student.resolve()),
@@ -98,30 +96,6 @@ def make_spec(job: StageJob) -> RecoverySpec:
         seed=seed,
         threads=job.worker_threads(job.params.distill.workers),
     )
-
-
-def training_settings(job: StageJob, pipeline: Any, shape: tuple[int, ...]) -> SamplingSettings:
-    """The teacher's settings at the size of the clips, with `sampling` of the params laid over them."""
-    from vdmini_core.models.registry import load_settings
-
-    settings = load_settings(job.artifact("teacher") / "pipeline", pipeline)
-    sampling = job.params.sampling
-    return replace(
-        settings,
-        frames=shape[1],
-        height=shape[2],
-        width=shape[3],
-        steps=sampling.steps or settings.steps,
-        guidance=sampling.guidance or settings.guidance,
-    )
-
-
-def device_of(job: StageJob) -> str:
-    """The device that `base.device` means here."""
-    import torch
-
-    chosen = job.params.base.device
-    return ("cuda" if torch.cuda.is_available() else "cpu") if chosen == "auto" else chosen
 
 
 def fit(job: StageJob, spec: RecoverySpec, storage: Path, found: Path | None) -> None:
@@ -143,6 +117,7 @@ def make_trainer(job: StageJob, spec: RecoverySpec, storage: Path) -> Any:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api import config as ray_config
 
+    from tasks.models import device_of
     from tasks.recovery_worker import train_worker
 
     params, gpu = job.params.distill, device_of(job) == "cuda"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tasks.models import device_of, load_teacher
 from tasks.stage import StageJob, StageOutcome
 from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.data.clips import load_clips
@@ -26,7 +27,7 @@ from vdmini_core.metrics.speed import compare_latency
 from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.models.flops import total_flops
 from vdmini_core.models.generate import generate
-from vdmini_core.models.registry import family_of, load_pipeline, load_settings
+from vdmini_core.models.registry import load_pipeline
 from vdmini_core.progress import track
 
 MODELS = ("teacher", "pruned", "recovered")
@@ -47,7 +48,7 @@ class Bench:
 def run(job: StageJob) -> StageOutcome:
     """Write `metrics.json` and `videos/`; latencies go to `timing.json`."""
     real, other = _real_clips(job)
-    bench = _load_bench(job, real)
+    bench = _load_bench(job)
     seeds = [job.params.base.seed * SEED_STRIDE + index for index in range(len(real))]
     rows = _generate_rows(bench, real, seeds, job.params.sampling.batch_size)
     compared = compare_rows(rows, other, job.params.base.seed, bench.device)
@@ -79,29 +80,14 @@ def _real_clips(job: StageJob) -> tuple[Tensor, Tensor]:
     return real, other
 
 
-def _load_bench(job: StageJob, real: Tensor) -> Bench:
-    wanted = job.params.base.device
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-    directory = job.artifact("teacher") / "pipeline"
-    pipeline = load_pipeline(directory, device)
-    family = family_of(pipeline)
+def _load_bench(job: StageJob) -> Bench:
+    device = device_of(job)
+    pipeline, family, settings = load_teacher(job, device)
     denoisers: dict[str, nn.Module] = {"teacher": getattr(pipeline, family.denoiser_name)}
     for name, stage in (("pruned", "prune"), ("recovered", "distill")):
         # Only the denoiser of a student differs; the rest of its pipeline is the teacher's and let go.
-        denoisers[name] = getattr(
-            load_pipeline(job.artifact(stage) / "student", device), family.denoiser_name
-        )
-    sampling = job.params.sampling
-    settings = load_settings(directory, pipeline)
-    settings = replace(
-        settings,
-        frames=real.shape[1],
-        height=real.shape[2],
-        width=real.shape[3],
-        fps=job.params.prepare.fps,
-        steps=settings.steps if sampling.steps is None else sampling.steps,
-        guidance=settings.guidance if sampling.guidance is None else sampling.guidance,
-    )
+        student = load_pipeline(job.artifact(stage) / "student", device)
+        denoisers[name] = getattr(student, family.denoiser_name)
     return Bench(pipeline, family, denoisers, settings, device)
 
 

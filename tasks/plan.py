@@ -18,14 +18,11 @@ MOST_CLIPS = 16  # for the joint evaluation of the solver's best answers: paired
 
 def run(job: StageJob) -> StageOutcome:
     """Make the plan of `plan.recipe` and draw it on the U-Net."""
-    from tasks.profile import device_of, sampling_settings
-    from vdmini_core.models.registry import family_of, load_pipeline, load_settings
+    from tasks.models import load_teacher
     from vdmini_core.pruning.recipes import make_plan
     from vdmini_core.report.charts import plan_figure
 
-    directory = job.artifact("teacher") / "pipeline"
-    pipeline = load_pipeline(directory, device=device_of(job))
-    family, settings = family_of(pipeline), sampling_settings(job, load_settings(directory, pipeline))
+    pipeline, family, settings = load_teacher(job)
     denoiser = getattr(pipeline, family.denoiser_name)
     sensitivity = read_json(job.artifact("profile") / "sensitivity.json")
     units = family.units(denoiser, settings)

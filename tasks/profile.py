@@ -90,13 +90,13 @@ class Profiler:
 
 def run(job: StageJob) -> StageOutcome:
     """Profile the teacher on validation clips; resumes unit by unit."""
-    from vdmini_core.models.registry import family_of, fingerprint, load_pipeline, load_settings
+    from tasks.models import load_teacher
+    from vdmini_core.models.registry import fingerprint
     from vdmini_core.profiling.sensitivity import assemble
     from vdmini_core.report.charts import sensitivity_chart
 
-    params, directory = job.params.profile, job.artifact("teacher") / "pipeline"
-    pipeline = load_pipeline(directory, device=device_of(job))
-    family, settings = family_of(pipeline), sampling_settings(job, load_settings(directory, pipeline))
+    params = job.params.profile
+    pipeline, family, settings = load_teacher(job)
     denoiser = getattr(pipeline, family.denoiser_name)
     units = family.units(denoiser, settings, params.granularity)
     bench, clips = prepare_bench(job, pipeline, settings)
@@ -116,26 +116,6 @@ def run(job: StageJob) -> StageOutcome:
     )
 
 
-def sampling_settings(job: StageJob, settings: SamplingSettings) -> SamplingSettings:
-    """The pipeline's settings with `sampling` of the params laid over them."""
-    from dataclasses import replace
-
-    sampling = job.params.sampling
-    return replace(
-        settings,
-        steps=sampling.steps or settings.steps,
-        guidance=sampling.guidance or settings.guidance,
-    )
-
-
-def device_of(job: StageJob) -> str:
-    """The device that `base.device` means here."""
-    import torch
-
-    chosen = job.params.base.device
-    return ("cuda" if torch.cuda.is_available() else "cpu") if chosen == "auto" else chosen
-
-
 def trials(units: Sequence[Unit], variants: Sequence[str]) -> list[Trial]:
     """The noise floor, then every unit in every variant."""
     return [FLOOR, *((unit.name, variant) for unit in units for variant in variants)]
@@ -143,6 +123,7 @@ def trials(units: Sequence[Unit], variants: Sequence[str]) -> list[Trial]:
 
 def prepare_bench(job: StageJob, pipeline: Any, settings: SamplingSettings) -> tuple[Bench, int]:
     """Sample the whole teacher once, where a killed run has not done it; the bench and its clips."""
+    from tasks.models import device_of
     from vdmini_core.data.clips import load_clips
     from vdmini_core.models.registry import family_of
     from vdmini_core.profiling.sensitivity import prepare_inputs

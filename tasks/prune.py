@@ -16,14 +16,13 @@ if TYPE_CHECKING:
 
 def run(job: StageJob) -> StageOutcome:
     """Cut the student out of the teacher, write it, and see that it loads as it was."""
-    from tasks.profile import device_of
-    from vdmini_core.models.registry import family_of, load_pipeline, load_settings, save_pipeline
+    from tasks.models import load_teacher
+    from vdmini_core.models.registry import save_pipeline
     from vdmini_core.pruning.plan import Plan
     from vdmini_core.pruning.surgery import apply_plan
 
-    directory, out = job.artifact("teacher") / "pipeline", job.out / "student"
-    pipeline = load_pipeline(directory, device=device_of(job))
-    family, settings = family_of(pipeline), load_settings(directory, pipeline)
+    out = job.out / "student"
+    pipeline, family, settings = load_teacher(job)
     plan = Plan.load(job.artifact("plan") / "plan.json")
     student = apply_plan(getattr(pipeline, family.denoiser_name), plan, family)
     pipeline.register_modules(**{family.denoiser_name: student})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -322,6 +322,6 @@ def section_dict(params: Params, name: str) -> dict[str, Any]:
     return data[name]
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """True for finite ints and floats (bools apart)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,31 @@
+"""The teacher as every later stage sees it: one device rule, one set of sampling settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tasks.stage import StageJob
+
+if TYPE_CHECKING:
+    from vdmini_core.models.base import Family, SamplingSettings
+
+
+def device_of(job: StageJob) -> str:
+    """The device that `base.device` means here."""
+    import torch
+
+    chosen = job.params.base.device
+    return ("cuda" if torch.cuda.is_available() else "cpu") if chosen == "auto" else chosen
+
+
+def load_teacher(job: StageJob, device: str | None = None) -> tuple[Any, Family, SamplingSettings]:
+    """The teacher's pipeline, its family and how it samples.
+
+    The `teacher` stage wrote the prepared clips' size and the `sampling` overrides into `vdmini.json`, so
+    every stage after it reads the very same settings.
+    """
+    from vdmini_core.models.registry import family_of, load_pipeline, load_settings
+
+    directory = job.artifact("teacher") / "pipeline"
+    pipeline = load_pipeline(directory, device=device or device_of(job))
+    return pipeline, family_of(pipeline), load_settings(directory, pipeline)
