@@ -19,7 +19,9 @@ from vdmini_core.teacher.training import TrainConfig, encode_clips, one_step, pr
 from vdmini_core.teacher.vae_training import VaeTrainConfig, iterate_latents, reconstruction_psnr, train_vae
 
 CLIPS = render_clips(ProceduralSpec(4, 32, 32), split_seeds("train", 8, 0))
-SHORT = TrainConfig(steps=4, deep_steps=2, batch_size=2, log_every=1, checkpoint_every=2, warmup=2)
+SHORT = TrainConfig(
+    steps=4, deep_steps=2, shared_steps=3, batch_size=2, log_every=1, checkpoint_every=2, warmup=2
+)
 
 
 class Stop(Exception):
@@ -75,7 +77,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 def test_the_loss_falls(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
-    config = TrainConfig(steps=16, deep_steps=4, batch_size=4, log_every=4, warmup=2, skip_dropout=0.0)
+    config = TrainConfig(steps=12, batch_size=4, log_every=4, warmup=2, skip_dropout=0.0)
     train_unet(build_pipeline("nano", 0), CLIPS, config, tmp_path, rows.append)
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert {"steps_per_second", "minutes_left"} <= rows[0].keys()
@@ -111,19 +113,35 @@ def test_closed_skips_and_a_left_out_block_change_nothing_once_the_context_ends(
     assert torch.equal(sample(), before)
 
 
-def test_the_start_has_an_identity_for_its_last_block_and_no_shallow_skips() -> None:
-    pipeline = build_pipeline("nano", 0)
-    prepare_unet(pipeline.unet)
-    data = encode_clips(pipeline, CLIPS[:1], bf16=False)
-    target = data.latents.float()
+def test_motion_starts_in_the_deep_blocks() -> None:
+    unet = build_pipeline("nano", 0).unet
+    prepare_unet(unet)
 
-    @torch.no_grad()
-    def sample() -> torch.Tensor:
-        return one_step(pipeline, torch.zeros_like(target), target[:, 0], data.embeddings)
+    def spatial_share(name: str) -> float:
+        named = bypass.block_of(unet, name).named_parameters()
+        return float(
+            torch.stack([p.detach().sigmoid() for path, p in named if path.endswith("mix_factor")]).mean()
+        )
 
-    before = sample()
-    with bypass.without_block(pipeline.unet, "U.3"):
-        assert torch.allclose(sample(), before, atol=1e-5)
+    assert min(spatial_share("D.0"), spatial_share("U.3")) > 0.9
+    assert max(spatial_share("D.2"), spatial_share("U.1")) < 0.5
+
+
+def test_shared_frames_make_a_down_block_blind_to_all_but_the_first() -> None:
+    unet = build_pipeline("nano", 0).unet
+    inputs = {
+        "hidden_states": torch.randn(8, 32, 16, 16),
+        "temb": torch.randn(8, 128),
+        "encoder_hidden_states": torch.randn(8, 1, 16),
+        "image_only_indicator": torch.zeros(2, 4),
+    }
+    with torch.no_grad(), bypass.shared_frames(unet, ("D.0",), 4):
+        hidden, skips = unet.down_blocks[0](**inputs)
+        first = {n: v[::4] if n != "image_only_indicator" else v[:, :1] for n, v in inputs.items()}
+    with torch.no_grad():
+        alone, _ = unet.down_blocks[0](**first)
+    assert hidden.shape[0] == skips[0].shape[0] == 8
+    assert torch.allclose(hidden[4:], alone[1:].expand(4, -1, -1, -1), atol=1e-5)
 
 
 def test_temporal_convolutions_as_2d_are_the_same_sum() -> None:

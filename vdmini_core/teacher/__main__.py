@@ -1,7 +1,7 @@
 """Train and ship a teacher of our own.
 
-python -m vdmini_core.teacher train-vae  --size mini --seed 0 --steps 700 --out DIR
-python -m vdmini_core.teacher train-unet --size mini --seed 0 --steps 2000 --out DIR
+python -m vdmini_core.teacher train-vae  --size mini --seed 0 --steps 900 --out DIR
+python -m vdmini_core.teacher train-unet --size mini --seed 0 --steps 1350 --out DIR
 python -m vdmini_core.teacher export     --size mini --seed 0 --out DIR --to PIPELINE_DIR
 
 Each training command can be stopped at any time and continues from DIR when started again.
@@ -68,6 +68,7 @@ def encoded(
         joined = {
             "latents": torch.cat([part.latents for part in parts]),
             "embeddings": torch.cat([part.embeddings for part in parts]),
+            "weights": parts[0].weights,
         }
         save_file(joined, path)
     return LatentClips(**load_file(path))
@@ -78,7 +79,12 @@ def command_train_unet(arguments: argparse.Namespace) -> None:
     pipeline = pipeline_with_vae(arguments)
     held_out = encoded(pipeline, arguments, "validation", 32)
     data = encoded(pipeline, arguments, "train", arguments.clips)
-    config = TrainConfig(steps=arguments.steps, deep_steps=arguments.deep_steps, seed=arguments.seed)
+    config = TrainConfig(
+        steps=arguments.steps,
+        deep_steps=arguments.deep_steps,
+        shared_steps=arguments.shared_steps,
+        seed=arguments.seed,
+    )
     show(train_unet(pipeline, data, config, arguments.out, show, held_out))
     pipeline.unet.save_pretrained(arguments.out / "unet")
 
@@ -104,11 +110,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     vae.set_defaults(run=command_train_vae)
     unet = commands.add_parser("train-unet", help="train the U-Net")
     unet.set_defaults(run=command_train_unet)
-    unet.add_argument("--deep-steps", type=int, default=700, help="steps of the phase with closed skips")
+    unet.add_argument("--deep-steps", type=int, default=0, help="first steps, with closed skips")
+    unet.add_argument("--shared-steps", type=int, default=1170, help="first steps, one frame in D.0 and D.1")
     export = commands.add_parser("export", help="write the pipeline directory")
     export.set_defaults(run=command_export)
     export.add_argument("--to", type=Path, required=True)
-    for command, steps in ((vae, 900), (unet, 2000), (export, 0)):
+    for command, steps in ((vae, 900), (unet, 1350), (export, 0)):
         command.add_argument("--size", choices=sorted(ARCHITECTURES), default="mini")
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--out", type=Path, required=True, help="working folder with the checkpoints")

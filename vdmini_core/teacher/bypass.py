@@ -81,6 +81,32 @@ def without_block(unet: UNetSpatioTemporalConditionModel, name: str) -> Iterator
 
 
 @contextmanager
+def shared_frames(
+    unet: UNetSpatioTemporalConditionModel, names: Sequence[str], frames: int
+) -> Iterator[None]:
+    """The named down blocks see the first frame of each clip alone, and hand it on for all frames.
+
+    Until something tells the frames apart they differ by noise only; this is `frames` times cheaper.
+    """
+
+    def sharing(forward: Any) -> Any:
+        def run(**inputs: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+            once = {name: value[::frames] for name, value in inputs.items() if name != "image_only_indicator"}
+            hidden, skips = forward(**once, image_only_indicator=inputs["image_only_indicator"][:, :1])
+            return _repeated(hidden, frames), tuple(_repeated(skip, frames) for skip in skips)
+
+        return run
+
+    blocks = [block_of(unet, name) for name in names]
+    with replaced_forward([(block, sharing(block.forward)) for block in blocks]):
+        yield
+
+
+def _repeated(x_BCHW: Tensor, frames: int) -> Tensor:
+    return x_BCHW.repeat_interleave(frames, dim=0)
+
+
+@contextmanager
 def scaled_skips(
     unet: UNetSpatioTemporalConditionModel, names: Sequence[str], keep_BF: Tensor
 ) -> Iterator[None]:
@@ -100,14 +126,14 @@ def scaled_skips(
 
 
 @torch.no_grad()
-def zero_skip_weights(unet: UNetSpatioTemporalConditionModel, name: str) -> None:
-    """The named up block starts deaf to its skips; what arrives from below is untouched."""
+def scale_skip_weights(unet: UNetSpatioTemporalConditionModel, name: str, factor: float) -> None:
+    """Weaken what the named up block reads from its skips; what arrives from below is untouched."""
     block = block_of(unet, name)
     skips = [_skip_width(unet, name, pair) for pair in range(len(block.resnets))]
     for resnet, width in zip(block.resnets, skips, strict=True):
         spatial = resnet.spatial_res_block
-        spatial.conv1.weight[:, -width:] = 0
-        spatial.conv_shortcut.weight[:, -width:] = 0
+        spatial.conv1.weight[:, -width:] *= factor
+        spatial.conv_shortcut.weight[:, -width:] *= factor
 
 
 def _skip_width(unet: UNetSpatioTemporalConditionModel, name: str, pair: int) -> int:

@@ -4,9 +4,15 @@ At SVD's highest noise level (sigma 700) the denoised clip is -F(x) + x sigma / 
 makes the whole clip from unit noise, the first frame's latents and its image embedding, in one step, as
 SF-V does (arXiv 2406.04324). `one_step` is that map, equal to what the stock pipeline returns.
 
-Trained in the ordinary way, the deep blocks of so small a U-Net stay dead: the shallow skips carry all.
-So the run has two phases. First the skips into U.2 and U.3 are closed and U.3 is left out: everything
-must pass the deep blocks. Then U.3 and the skips are released, and closed again for a share of samples.
+Trained in the ordinary way, the deep blocks of so small a U-Net stay dead: the shallow ones do all. Three
+things give them work (`docs/teacher.md` has the trials):
+
+* the shallow blocks start near-spatial, so that what tells the frames apart is born in the deep ones;
+* for most of the run D.0 and D.1 see one frame a clip: cheap, and their skips cannot carry motion;
+* for a share of the samples the skips into U.2 and U.3 are closed.
+
+The last steps train exactly the stock network. `deep_steps` closes the skips for everybody at first; it
+did not pay (nearest-neighbour up-sampling cannot place detail without skips) and is 0 by default.
 
 Legend: B clips, F frames, C latent channels, h and w latent cells, E image embedding.
 """
@@ -25,12 +31,11 @@ from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionM
 from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from vdmini_core.teacher import bypass, loop
 from vdmini_core.teacher.temporal_conv import temporal_convolutions_as_2d
-from vdmini_core.teacher.vae_training import iterate_latents
+from vdmini_core.teacher.vae_training import iterate_latents, to_unit_range
 
 SHALLOW_UP = ("U.2", "U.3")
 FPS, MOTION_BUCKET, NOISE_AUGMENTATION = 8, 127, 0.0
@@ -38,29 +43,42 @@ FPS, MOTION_BUCKET, NOISE_AUGMENTATION = 8, 127, 0.0
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a U-Net run; `deep_steps` is the length of the phase with closed skips."""
+    """Settings of a U-Net run.
 
-    steps: int = 2000
-    deep_steps: int = 700
+    The skips are closed for the first `deep_steps`; D.0 and D.1 see one frame for the first `shared_steps`.
+    """
+
+    steps: int = 1350
+    deep_steps: int = 0
+    shared_steps: int = 1170
     batch_size: int = 4
     learning_rate: float = 1e-3
     warmup: int = 50
     weight_decay: float = 1e-3
-    skip_dropout: float = 0.25
+    skip_dropout: float = 0.15
     ema_decay: float = 0.995
     bf16: bool = True
     seed: int = 0
     log_every: int = 25
-    probe_every: int = 300
+    probe_every: int = 200
     checkpoint_every: int = 100
+
+    @property
+    def last_shared_step(self) -> int:
+        """The last tenth of even a short run trains the stock network."""
+        return min(self.shared_steps, self.steps * 9 // 10)
 
 
 @dataclass(frozen=True)
 class LatentClips:
-    """What the U-Net trains on: scaled latents (n, F, C, h, w) and image embeddings (n, 1, E)."""
+    """What the U-Net trains on: scaled latents (n, F, C, h, w) and image embeddings (n, 1, E).
+
+    `weights` (C,) say how much the pixels depend on each latent channel; their mean is 1.
+    """
 
     latents: Tensor
     embeddings: Tensor
+    weights: Tensor
 
 
 @torch.no_grad()
@@ -75,7 +93,29 @@ def encode_clips(
         pipeline._encode_image(images[start : start + 32], pipeline.device, 1, False)
         for start in range(0, len(images), 32)
     ]
-    return LatentClips(torch.cat(latents), torch.cat(embeddings).float())
+    return LatentClips(
+        torch.cat(latents), torch.cat(embeddings).float(), channel_weights(pipeline, clips_uint8[:8])
+    )
+
+
+@torch.no_grad()
+def channel_weights(
+    pipeline: StableVideoDiffusionPipeline, clips_uint8: NDArray[np.uint8], least: float = 0.15
+) -> Tensor:
+    """Precision of the autoencoder's posterior, a channel (C,), divided by its mean, at least `least`.
+
+    The posterior is narrow where the decoder is sensitive, so that the weighted latent error follows the
+    pixel error (here the colour channels count over ten times as much as the detail channels).
+    """
+    first_BCHW = to_unit_range(clips_uint8)[:, 0]
+    precision_C = 1 / pipeline.vae.encode(first_BCHW).latent_dist.var.mean(dim=(0, 2, 3)).float()
+    weights_C = (precision_C / precision_C.mean()).clamp(min=least)
+    return weights_C / weights_C.mean()
+
+
+def weighted_mse(made_BFChw: Tensor, target_BFChw: Tensor, weights_C: Tensor) -> Tensor:
+    """Mean squared error with a weight for each latent channel."""
+    return ((made_BFChw - target_BFChw).square() * weights_C[:, None, None]).mean()
 
 
 def one_step(
@@ -101,41 +141,24 @@ def one_step(
 
 @torch.no_grad()
 def prepare_unet(unet: UNetSpatioTemporalConditionModel) -> None:
-    """Adapt fresh weights: shallow blocks start near-spatial and U.3 as the identity.
+    """Adapt fresh weights so that motion starts in the deep blocks.
 
-    Frame-dependent features are thus born in the deep blocks (`time_mixer` 0.95 spatial in D.0, D.1 and
-    U.3, about half in the others). As in the autoencoder, opposite offsets within a two-channel group
-    let absolute brightness survive the normalisation. Noise enters with a tenth of the usual weight.
+    `time_mixer` is 0.95 spatial in D.0, D.1 and U.3, 0.88 in U.2, and 0.38 in D.2 and U.1; skips into U.2
+    and U.3 count half; noise enters with a tenth of the usual weight. Neighbouring channels, which share
+    a normalisation group, get opposite offsets.
     """
     unet.conv_in.weight[:, : unet.config.out_channels] *= 0.1
-    for name, mix in (("D.0", 3.0), ("D.1", 3.0), ("U.2", 1.0), ("U.3", 3.0), ("D.2", -0.5), ("U.1", -0.5)):
+    for name, mix in (("D.0", 3.0), ("D.1", 3.0), ("U.2", 2.0), ("U.3", 3.0), ("D.2", -0.5), ("U.1", -0.5)):
         for path, parameter in bypass.block_of(unet, name).named_parameters():
             if path.endswith("mix_factor"):
                 parameter.fill_(mix)
-    module: Any
-    for path, module in unet.named_modules():
-        if isinstance(module, nn.Conv2d) and ("conv_in" in path or "samplers" in path):
-            module.bias[0::2] += 1
-            module.bias[1::2] -= 1
-    _make_identity(unet.up_blocks[-1])
+    streams = [path for path, _ in unet.named_modules() if path.endswith("samplers.0.conv")]
+    for path in ("conv_in", *streams):
+        bias: Any = unet.get_submodule(path).bias
+        bias[0::2] += 1
+        bias[1::2] -= 1
     for name in SHALLOW_UP:
-        bypass.zero_skip_weights(unet, name)
-
-
-def _make_identity(block: Any) -> None:
-    """Every pair of an up block first hands on what comes from below."""
-    for resnet in block.resnets:
-        spatial = resnet.spatial_res_block
-        width = spatial.out_channels
-        nn.init.zeros_(spatial.conv_shortcut.weight)
-        nn.init.zeros_(spatial.conv_shortcut.bias)
-        spatial.conv_shortcut.weight[:, :width, 0, 0] = torch.eye(width)
-        for convolution in (spatial.conv2, resnet.temporal_res_block.conv2):
-            nn.init.zeros_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
-    for attention in block.attentions:
-        nn.init.zeros_(attention.proj_out.weight)
-        nn.init.zeros_(attention.proj_out.bias)
+        bypass.scale_skip_weights(unet, name, 0.5)
 
 
 def train_unet(
@@ -160,7 +183,11 @@ def train_unet(
     unet.set_attn_processor(AttnProcessor())
     prepare_unet(unet)
     optimizer = torch.optim.AdamW(
-        unet.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        unet.parameters(),
+        lr=config.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=config.weight_decay,
+        fused=True,
     )
     average = loop.AveragedWeights(unet, config.ema_decay)
     path, done = workdir / "unet.pt", 0
@@ -213,7 +240,7 @@ def _update(
     with _phase(pipeline.unet, config, step, generator), temporal_convolutions_as_2d(pipeline.unet):
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
             made = one_step(pipeline, noise, _condition(pipeline, target), data.embeddings[index])
-        loss = F.mse_loss(made, target)
+        loss = weighted_mse(made, target, data.weights)
         loss.backward()
     loop.check_finite(loss, step)
     torch.nn.utils.clip_grad_norm_(pipeline.unet.parameters(), 1.0, error_if_nonfinite=True)
@@ -233,6 +260,8 @@ def _phase(
     """What is open at this step; without a generator (measuring) no sample loses its skips by chance."""
     frames = unet.config.num_frames
     with ExitStack() as stack:
+        if step < config.last_shared_step:
+            stack.enter_context(bypass.shared_frames(unet, ("D.0", "D.1"), frames))
         if step < config.deep_steps:
             stack.enter_context(bypass.without_block(unet, "U.3"))
             closed = torch.zeros(1)
@@ -249,17 +278,20 @@ def probe(
 ) -> dict[str, Any]:
     """Held-out error and the effect of every block's second pair, on the latents.
 
-    `mse` and `mse_copy` (repeating the first frame) cover all clips; `effect` is
-    ||sample without the pair - sample|| / ||sample - repeated first frame|| on the first `count`.
+    Channels count by their weights. `mse` and `mse_copy` (repeating the first frame) cover all clips;
+    `effect` is ||sample without the pair - sample|| / ||sample - repeated first frame|| on the first `count`.
     """
+
+    root_C = clips.weights.sqrt()[:, None, None]
 
     def sample(part: slice) -> Tensor:
         target = clips.latents[part].float()
         noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return one_step(pipeline, noise, _condition(pipeline, target), clips.embeddings[part])
+            made = one_step(pipeline, noise, _condition(pipeline, target), clips.embeddings[part])
+        return made * root_C
 
-    target = clips.latents.float()
+    target = clips.latents.float() * root_C
     made = torch.cat([sample(slice(i, i + count)) for i in range(0, len(target), count)])
     copied = target[:, :1].expand_as(target)
     few = slice(0, count)
@@ -268,7 +300,7 @@ def probe(
     for name in bypass.BLOCKS:
         with bypass.without_pair(pipeline.unet, name, 1):
             effect[name] = round(((sample(few) - made[few]).norm() / moved).item(), 4)
-    mse, mse_copy = F.mse_loss(made, target).item(), F.mse_loss(copied, target).item()
+    mse, mse_copy = (made - target).square().mean().item(), (copied - target).square().mean().item()
     return {
         "mse": round(mse, 5),
         "mse_copy": round(mse_copy, 5),

@@ -1,11 +1,11 @@
 """A starting point for the small autoencoder: it already passes the average colour of each 4 x 4 patch.
 
-From random weights so narrow a network draws sharp grey pictures for many hundreds of steps, for two
-reasons: 32 normalisation groups are two channels each here, which hides absolute values, and colour must
-be found by encoder and decoder together. So six channels of each stream carry +-(R + 2), +-(G + 2) and
-+-(B + 2), one pair a group: the offset keeps the group's scale nearly constant, and
-silu(x) - silu(-x) = x makes the passage through normalisation and activation linear. Residual branches
-start at zero. All weights are trained afterwards; nothing is frozen.
+From random weights so narrow a network draws sharp grey pictures for many hundreds of steps: colour must
+be found by encoder and decoder together, and the 32 normalisation groups are two channels each here, so
+that absolute values hardly pass. So six channels of each stream carry +-(R + 2), +-(G + 2) and +-(B + 2),
+one pair a group: silu(x) - silu(-x) = x, hence colour contrast passes normalisation and activation
+unbent (its absolute level is learned later, from the texture). Residual branches start at zero. All
+weights are trained afterwards; nothing is frozen.
 """
 
 from __future__ import annotations
