@@ -81,7 +81,7 @@ class Execution:
         if name == "register":
             return register_stage.is_current(self.root, rules.name, rules.alias)
         if name == "promote":
-            return promote_stage.is_current(self.root, rules.name, rules.alias, self.params.promote.alias)
+            return promote_stage.is_current(self.root)
         return self.versions.is_current(name)
 
     @contextmanager

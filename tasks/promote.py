@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+from mlflow.entities.model_registry import ModelVersion
 
 from tasks.gate import Decision, decide_promotion
 from tasks.registry import candidate_of, version_by_alias
@@ -10,6 +14,10 @@ from tasks.stage import StageJob, StageOutcome
 from tasks.tracking import connect
 from vdmini_core.artifacts import write_json
 from vdmini_core.errors import VDMiniError
+from vdmini_core.params import Params, load_params, section_dict
+
+DECISION_TAG = "vdmini.decision"
+PREVIOUS = "previous"
 
 
 def run(job: StageJob) -> StageOutcome:
@@ -21,21 +29,21 @@ def run(job: StageJob) -> StageOutcome:
         raise VDMiniError(
             f"`{name}` has no candidate", expected="a registered student", fix="run `vdmini register`"
         )
-    champion = version_by_alias(client, name, rules.alias)
-    number = str(candidate.version)
+    champion, number = version_by_alias(client, name, rules.alias), str(candidate.version)
     if champion is not None and champion.version == candidate.version:
         decision = Decision("keep", (f"version {number} is the champion already",))
     else:
-        decision = decide_promotion(
-            candidate_of(candidate), candidate_of(champion) if champion else None, rules
-        )
+        theirs = candidate_of(champion) if champion else None
+        decision = decide_promotion(candidate_of(candidate), theirs, rules)
+        record = _question(job.params, champion) | {
+            "outcome": decision.outcome,
+            "reasons": list(decision.reasons),
+        }
+        client.set_model_version_tag(name, number, DECISION_TAG, json.dumps(record, sort_keys=True))
     if decision.promoted:
         if champion is not None:
-            client.set_registered_model_alias(name, "previous", str(champion.version))
+            client.set_registered_model_alias(name, PREVIOUS, str(champion.version))
         client.set_registered_model_alias(name, rules.alias, number)
-        client.set_model_version_tag(name, number, "vdmini.promotion", "; ".join(decision.reasons)[:4000])
-    elif champion is None or champion.version != candidate.version:
-        client.set_model_version_tag(name, number, "vdmini.refusal", "; ".join(decision.reasons)[:4000])
     write_json(job.out / "decision.json", {"outcome": decision.outcome, "reasons": list(decision.reasons)})
     for reason in decision.reasons:
         job.monitor.note(f"{decision.outcome}: {reason}")
@@ -45,14 +53,27 @@ def run(job: StageJob) -> StageOutcome:
         "outcome": decision.outcome,
         "why": "; ".join(decision.reasons),
     }
-    return StageOutcome(
-        metrics={"outcome": decision.outcome}, timing={"version": number}, table=[row], title="Gate"
-    )
+    return StageOutcome({"outcome": decision.outcome}, timing={"version": number}, table=[row], title="Gate")
 
 
-def is_current(root: Path, name: str, candidate_alias: str, champion_alias: str) -> bool:
-    """True where the candidate is the champion already."""
-    client = connect(root)
-    candidate = version_by_alias(client, name, candidate_alias)
-    champion = version_by_alias(client, name, champion_alias)
-    return candidate is not None and champion is not None and candidate.version == champion.version
+def is_current(root: Path) -> bool:
+    """True where the candidate is champion, or was refused against this champion by these rules."""
+    params = load_params(root / "params.yaml")
+    name, client = params.register_.name, connect(root)
+    candidate = version_by_alias(client, name, params.register_.alias)
+    champion = version_by_alias(client, name, params.promote.alias)
+    if candidate is None or not (root / "artifacts" / "promote" / "manifest.json").is_file():
+        return False
+    if champion is not None and candidate.version == champion.version:
+        return True
+    decided = json.loads(candidate.tags.get(DECISION_TAG, "{}"))
+    asked = _question(params, champion)
+    return decided.get("outcome") == "keep" and {key: decided.get(key) for key in asked} == asked
+
+
+def _question(params: Params, champion: ModelVersion | None) -> dict[str, Any]:
+    """What a decision depends on beside the candidate itself."""
+    return {
+        "champion": str(champion.version) if champion else None,
+        "rules": section_dict(params, "promote"),
+    }

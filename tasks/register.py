@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def run(job: StageJob) -> StageOutcome:
 
 def is_current(root: Path, name: str, alias: str) -> bool:
     """True where the alias already points at this very student."""
+    if not (root / "artifacts" / "register" / "manifest.json").is_file():
+        return False
     version = version_by_alias(connect(root), name, alias)
     return version is not None and version.tags.get(STUDENT_TAG) == student_identity(root)
 
@@ -71,21 +74,29 @@ def _log_version(job: StageJob, identity: str) -> str:
     if not isinstance(job.monitor, MLflowMonitor):
         raise VDMiniError("`register` needs MLflow", fix="run it through `vdmini register` or `vdmini run`")
     mlflow.set_tracking_uri(tracking_uri(job.root))
-    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=job.monitor.run_id):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mlflow.start_run(run_id=job.monitor.run_id),
+        warnings.catch_warnings(),
+    ):
+        # MLflow would have `predict` annotated, and then refuse arrays and images.
+        warnings.filterwarnings("ignore", message=".*type hints.*")
         info = mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("serving_model.py")),
             artifacts={"pipeline": str(job.artifact("distill") / "student")},
             code_paths=[str(_core_without_weights(Path(folder)))],
             pip_requirements=[f"{name}=={_installed(name)}" for name in RUNTIME],
-            registered_model_name=job.params.register_.name,
-            tags={"vdmini.student": identity},
         )
-    number = str(info.registered_model_version)
-    client = connect(job.root)
-    for key, value in _tags(job.root, identity).items():
-        client.set_model_version_tag(job.params.register_.name, number, key, value)
-    return number
+    # One call makes the version with all its tags: a kill leaves a whole version or none.
+    version = connect(job.root).create_model_version(
+        job.params.register_.name,
+        source=f"models:/{info.model_id}",
+        run_id=job.monitor.run_id,
+        tags=_tags(job.root, identity),
+        model_id=info.model_id,
+    )
+    return str(version.version)
 
 
 def _core_without_weights(folder: Path) -> Path:

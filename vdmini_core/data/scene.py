@@ -3,8 +3,9 @@
 Everything that moves can be foreseen from the first frame:
 
 * the whole background pans, zooms and changes in brightness, and only a small *marker* in one corner
-  tells how: hue = heading (8), shape = speed (3), plate = zoom (3), centre dot = brightness (3).
-  So each pixel must learn a global quantity from far away.
+  tells how: hue = heading, shape = speed, plate = zoom, centre dot = brightness. So each pixel must
+  learn a global quantity from far away. `normal` has four headings at one speed without zoom, `hard`
+  eight at three speeds with zoom.
 * sprites move where their nose points, at a speed their shape tells, and bounce off the walls.
 
 Lengths are pixels of a 64-pixel-high frame and scale with the height; speeds are pixels per frame.
@@ -31,22 +32,24 @@ PAN_SPEEDS = (1.0, 2.0, 3.0)
 HEADINGS = 8
 ZOOM_RATES = (0.0, 0.03, -0.03)
 BRIGHTNESS_RATES = (0.0, 0.05, -0.05)
+PERIOD = 32  # of the textures
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a difficulty level allows."""
+    """What a difficulty level draws from: ids of the constants above."""
 
-    periods: tuple[int, ...]
-    zoom_rates: tuple[float, ...]
-    brightness_rates: tuple[float, ...]
+    headings: tuple[int, ...]
+    speeds: tuple[int, ...]
+    zooms: tuple[int, ...]
+    brightnesses: tuple[int, ...]
     max_sprites: int
 
 
 RULES: dict[str, Rules] = {
-    "easy": Rules((32,), ZOOM_RATES[:1], BRIGHTNESS_RATES, 1),
-    "normal": Rules((32,), ZOOM_RATES, BRIGHTNESS_RATES, 2),
-    "hard": Rules((16, 24, 32), ZOOM_RATES, BRIGHTNESS_RATES, 3),
+    "easy": Rules((0, 2, 4, 6), (1,), (0,), (0,), 1),
+    "normal": Rules((0, 2, 4, 6), (1,), (0,), (0, 1, 2), 2),
+    "hard": Rules(tuple(range(HEADINGS)), (0, 1, 2), (0, 1, 2), (0, 1, 2), 2),
 }
 
 
@@ -106,7 +109,7 @@ def sample_scene(rng: np.random.Generator, level: Level, height: int, width: int
 
 
 def _sample_background(rng: np.random.Generator, rules: Rules) -> Background:
-    period = float(rng.choice(rules.periods))
+    period = float(rng.choice((PERIOD,)))
     hue = rng.random()
     dark = hue_colour(hue, rng.uniform(0.3, 0.7), rng.uniform(0.15, 0.4))
     light = hue_colour(hue + rng.uniform(0.25, 0.75), rng.uniform(0.2, 0.6), rng.uniform(0.6, 0.85))
@@ -115,10 +118,10 @@ def _sample_background(rng: np.random.Generator, rules: Rules) -> Background:
         period=period,
         phase=(float(rng.uniform(0, period)), float(rng.uniform(0, period))),
         colours=np.stack([dark, light]),
-        heading=int(rng.integers(HEADINGS)),
-        speed=int(rng.integers(len(PAN_SPEEDS))),
-        zoom=int(rng.integers(len(rules.zoom_rates))),
-        brightness=int(rng.integers(len(rules.brightness_rates))),
+        heading=rules.headings[int(rng.integers(len(rules.headings)))],
+        speed=rules.speeds[int(rng.integers(len(rules.speeds)))],
+        zoom=rules.zooms[int(rng.integers(len(rules.zooms)))],
+        brightness=rules.brightnesses[int(rng.integers(len(rules.brightnesses)))],
         corner=int(rng.integers(4)),
     )
 

@@ -1,7 +1,7 @@
 """Train and ship a teacher of our own.
 
 python -m vdmini_core.teacher train-vae  --size mini --seed 0 --steps 900 --out DIR
-python -m vdmini_core.teacher train-unet --size mini --seed 0 --steps 1350 --out DIR
+python -m vdmini_core.teacher train-unet --size mini --seed 0 --steps 1000 --clips 1200 --out DIR
 python -m vdmini_core.teacher export     --size mini --seed 0 --out DIR --to PIPELINE_DIR
 
 Each training command can be stopped at any time and continues from DIR when started again.
@@ -19,16 +19,17 @@ from diffusers import AutoencoderKLTemporalDecoder, StableVideoDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seeds
+from vdmini_core.data.scene import Level
 from vdmini_core.teacher.architecture import ARCHITECTURES, build_pipeline
 from vdmini_core.teacher.export import export_pipeline
 from vdmini_core.teacher.training import LatentClips, TrainConfig, encode_clips, train_unet
 from vdmini_core.teacher.vae_training import VaeTrainConfig, train_vae
 
 
-def spec_of(size: str) -> ProceduralSpec:
-    """The clips a teacher of this size is trained on."""
+def spec_of(size: str, level: Level = "normal") -> ProceduralSpec:
+    """The clips a teacher of this size is trained on (its autoencoder: the hard ones, which show more)."""
     architecture = ARCHITECTURES[size]
-    return ProceduralSpec(architecture.frames, architecture.height, architecture.width)
+    return ProceduralSpec(architecture.frames, architecture.height, architecture.width, level=level)
 
 
 def show(row: dict[str, Any]) -> None:
@@ -38,7 +39,9 @@ def show(row: dict[str, Any]) -> None:
 
 def command_train_vae(arguments: argparse.Namespace) -> None:
     """Train the autoencoder and write it to OUT/vae."""
-    clips = render_clips(spec_of(arguments.size), split_seeds("train", arguments.clips, arguments.seed))
+    clips = render_clips(
+        spec_of(arguments.size, "hard"), split_seeds("train", arguments.clips, arguments.seed)
+    )
     pipeline = build_pipeline(arguments.size, arguments.seed)
     config = VaeTrainConfig(steps=arguments.steps, seed=arguments.seed)
     show(train_vae(pipeline.vae, clips, config, arguments.out, show))
@@ -111,11 +114,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     unet = commands.add_parser("train-unet", help="train the U-Net")
     unet.set_defaults(run=command_train_unet)
     unet.add_argument("--deep-steps", type=int, default=0, help="first steps, with closed skips")
-    unet.add_argument("--shared-steps", type=int, default=1170, help="first steps, one frame in D.0 and D.1")
+    unet.add_argument("--shared-steps", type=int, default=950, help="first steps, one frame in D.0 and D.1")
     export = commands.add_parser("export", help="write the pipeline directory")
     export.set_defaults(run=command_export)
     export.add_argument("--to", type=Path, required=True)
-    for command, steps in ((vae, 900), (unet, 1350), (export, 0)):
+    for command, steps in ((vae, 900), (unet, 1000), (export, 0)):
         command.add_argument("--size", choices=sorted(ARCHITECTURES), default="mini")
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--out", type=Path, required=True, help="working folder with the checkpoints")

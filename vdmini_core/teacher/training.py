@@ -48,9 +48,9 @@ class TrainConfig:
     The skips are closed for the first `deep_steps`; D.0 and D.1 see one frame for the first `shared_steps`.
     """
 
-    steps: int = 1350
+    steps: int = 1000
     deep_steps: int = 0
-    shared_steps: int = 1170
+    shared_steps: int = 950
     batch_size: int = 4
     learning_rate: float = 1e-3
     warmup: int = 50
@@ -143,12 +143,12 @@ def one_step(
 def prepare_unet(unet: UNetSpatioTemporalConditionModel) -> None:
     """Adapt fresh weights so that motion starts in the deep blocks.
 
-    `time_mixer` is 0.95 spatial in D.0, D.1 and U.3, 0.88 in U.2, and 0.38 in D.2 and U.1; skips into U.2
+    `time_mixer` is 0.998 spatial in D.0, D.1, U.2 and U.3, and 0.38 in D.2 and U.1; skips into U.2
     and U.3 count half; noise enters with a tenth of the usual weight. Neighbouring channels, which share
     a normalisation group, get opposite offsets.
     """
     unet.conv_in.weight[:, : unet.config.out_channels] *= 0.1
-    for name, mix in (("D.0", 3.0), ("D.1", 3.0), ("U.2", 2.0), ("U.3", 3.0), ("D.2", -0.5), ("U.1", -0.5)):
+    for name, mix in (("D.0", 6.0), ("D.1", 6.0), ("U.2", 6.0), ("U.3", 6.0), ("D.2", -0.5), ("U.1", -0.5)):
         for path, parameter in bypass.block_of(unet, name).named_parameters():
             if path.endswith("mix_factor"):
                 parameter.fill_(mix)
