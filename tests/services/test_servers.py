@@ -87,3 +87,24 @@ def test_the_run_is_on_the_pages_of_both_servers(tmp_path: Path) -> None:
             f"{tracking}/api/2.0/mlflow/registered-models/alias?name=vdmini-nano&alias=candidate", timeout=30
         ) as answer:
             assert json.load(answer)["model_version"]["version"] == "1"
+        _the_nightly_schedule_is_served(root, api)
+
+
+def _the_nightly_schedule_is_served(root: Path, api: str) -> None:
+    command = [sys.executable, "-m", "flows.serve", "--root", str(root)]
+    process = subprocess.Popen(
+        command, cwd=root, env=environment(PREFECT_API_URL=api), stdout=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (found := post(f"{api}/deployments/filter", {})):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+    assert [(item["name"], item["schedules"][0]["schedule"]["cron"]) for item in found] == [
+        ("nightly", "0 2 * * *")
+    ]
+    assert found[0]["parameters"] == {"root": str(root)}
