@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from prefect.flows import EntrypointType
+
 from flows.compress import compress
 
 
@@ -17,7 +19,12 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path(), help="project folder")
     parser.add_argument("--cron", default="0 2 * * *", help="when to run (cron)")
     given = parser.parse_args()
-    compress.serve(name="nightly", cron=given.cron, parameters={"root": str(given.root.resolve())})
+    compress.serve(
+        name="nightly",
+        cron=given.cron,
+        parameters={"root": str(given.root.resolve())},
+        entrypoint_type=EntrypointType.MODULE_PATH,  # found wherever the package is installed
+    )
 
 
 if __name__ == "__main__":
