@@ -16,6 +16,7 @@ from tasks.project import refresh_code_mark
 from tasks.stage import REPRODUCIBLE, StageResult, run_stage
 from tasks.tracking import MLflowTracker
 from tasks.versioning import Versions
+from vdmini_core.errors import VDMiniError
 from vdmini_core.params import Params, load_params
 
 Fate = Literal["ran", "restored", "up to date"]
@@ -44,6 +45,7 @@ class Execution:
     def __post_init__(self) -> None:
         self.root = self.root.resolve()
         self.params: Params = load_params(self.root / "params.yaml")
+        check_outside_inputs(self.root, self.params)
         refresh_code_mark(self.root)
         self.versions = Versions(self.root)
         self._tracker: MLflowTracker | None = None
@@ -95,6 +97,25 @@ class Execution:
         finally:
             if self._tracker is not None:
                 self._tracker.finish(ok)
+
+
+def check_outside_inputs(root: Path, params: Params) -> None:
+    """Refuse folders that are not there before any work starts.
+
+    Raises:
+        VDMiniError: naming the parameter, the folder and the way out.
+    """
+    for key, value, flag in (
+        ("prepare.videos", params.prepare.videos, "--videos DIR"),
+        ("teacher.path", params.teacher.path, "--set teacher.path=DIR"),
+    ):
+        folder = root / Path(value).expanduser()
+        if not folder.is_dir():
+            raise VDMiniError(
+                f"`{key}` names a folder that is not there",
+                found=str(folder),
+                fix=f"correct it with `{flag}`",
+            )
 
 
 @contextmanager

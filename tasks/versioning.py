@@ -42,8 +42,8 @@ class Versions:
             item = self._load(stage)
             try:
                 self.repo.stage_cache.restore(item)
-            except RunCacheNotFoundError:
-                return False
+            except (RunCacheNotFoundError, FileNotFoundError):
+                return False  # never made from these inputs, or an input is not there
             item.save()
             item.commit()
             item.dump(update_pipeline=False)
