@@ -32,6 +32,16 @@ def spec_of(size: str, level: Level = "normal") -> ProceduralSpec:
     return ProceduralSpec(architecture.frames, architecture.height, architecture.width, level=level)
 
 
+def note_command(arguments: argparse.Namespace) -> None:
+    """Keep what was run, for the record that `export` writes; folders apart."""
+    told = {k: v for k, v in vars(arguments).items() if k not in ("run", "out", "to", "threads", "command")}
+    words = [f"--{name.replace('_', '-')} {value}" for name, value in sorted(told.items())]
+    line = " ".join(["python -m vdmini_core.teacher", arguments.command, *words, "--out DIR"])
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with (arguments.out / "commands.txt").open("a") as handle:
+        handle.write(line + "\n")
+
+
 def show(row: dict[str, Any]) -> None:
     """One line of progress."""
     print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
@@ -86,6 +96,8 @@ def command_train_unet(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
         deep_steps=arguments.deep_steps,
         shared_steps=arguments.shared_steps,
+        focus_step=arguments.focus_step,
+        close_step=arguments.close_step,
         seed=arguments.seed,
     )
     show(train_unet(pipeline, data, config, arguments.out, show, held_out))
@@ -108,13 +120,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True)
+    commands = parser.add_subparsers(required=True, dest="command")
     vae = commands.add_parser("train-vae", help="train the autoencoder")
     vae.set_defaults(run=command_train_vae)
     unet = commands.add_parser("train-unet", help="train the U-Net")
     unet.set_defaults(run=command_train_unet)
     unet.add_argument("--deep-steps", type=int, default=0, help="first steps, with closed skips")
     unet.add_argument("--shared-steps", type=int, default=950, help="first steps, one frame in D.0 and D.1")
+    unet.add_argument("--focus-step", type=int, default=400, help="step at which motion moves to D.2")
+    unet.add_argument(
+        "--close-step", type=int, default=500, help="from here only D.2 and U.1 tell frames apart"
+    )
     export = commands.add_parser("export", help="write the pipeline directory")
     export.set_defaults(run=command_export)
     export.add_argument("--to", type=Path, required=True)
@@ -128,6 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             command.add_argument("--clips", type=int, default=2000, help="training clips rendered")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
+    note_command(arguments)
     arguments.run(arguments)
 
 

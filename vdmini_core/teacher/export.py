@@ -5,26 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers import StableVideoDiffusionPipeline
 from numpy.typing import NDArray
-from PIL import Image
 
-from vdmini_core.artifacts import sha256_file, write_json
-from vdmini_core.data.procedural import (
-    GENERATOR_VERSION,
-    ProceduralSpec,
-    render_clip,
-    render_clips,
-    split_seeds,
-)
+from vdmini_core.artifacts import library_versions, sha256_file, write_json
+from vdmini_core.data.procedural import GENERATOR_VERSION, ProceduralSpec, render_clips, split_seeds
 from vdmini_core.teacher.architecture import ARCHITECTURES, Size, call_arguments
+from vdmini_core.teacher.measure import measure, sample_clips
 
 RECORD = "TRAINING.json"
 SAMPLE_SEED = 7
+MEASURED_CLIPS = 32
+Split = Literal["train", "validation", "test"]
 HARDWARE = "2 cores of an x86 server CPU with avx512-bf16; training used one of them"
 
 
@@ -42,9 +38,15 @@ def export_pipeline(
 def training_record(target: Path, size: Size, workdir: Path) -> dict[str, Any]:
     """Commands, data, curve, hashes of the weights and a sample that can be made again."""
     frames = recorded_sample(target, size)
+    commands = (workdir / "commands.txt").read_text().splitlines()
     return {
         "architecture": size,
-        "data": {"generator_version": GENERATOR_VERSION, "digest": data_digest(size)},
+        "commands": list(dict.fromkeys(commands)),
+        "libraries": library_versions(),
+        "measured": measure(
+            load_exported(target), _clips(size, "test", MEASURED_CLIPS), call_arguments(size)
+        ),
+        "data": {"generator_version": GENERATOR_VERSION, "level": "normal", "digest": data_digest(size)},
         "hardware": HARDWARE,
         "runs": {name: _summary(workdir / f"{name}.jsonl") for name in ("vae", "unet")},
         "weights_sha256": {
@@ -75,20 +77,26 @@ def _summary(curve: Path) -> dict[str, Any]:
     }
 
 
-def data_digest(size: Size) -> str:
-    """sha256 of the first eight training clips: what the generator draws today."""
+def _clips(size: Size, split: Split, count: int) -> NDArray[np.uint8]:
     architecture = ARCHITECTURES[size]
     spec = ProceduralSpec(architecture.frames, architecture.height, architecture.width)
-    return hashlib.sha256(render_clips(spec, split_seeds("train", 8, 0)).tobytes()).hexdigest()
+    return render_clips(spec, split_seeds(split, count, 0))
+
+
+def data_digest(size: Size) -> str:
+    """sha256 of the first eight training clips: what the generator draws today."""
+    return hashlib.sha256(_clips(size, "train", 8).tobytes()).hexdigest()
+
+
+def load_exported(directory: Path) -> StableVideoDiffusionPipeline:
+    """The shipped pipeline in float32, which CPUs compute best."""
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(directory, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def recorded_sample(directory: Path, size: Size) -> NDArray[np.float32]:
     """The clip that the weights make of the first test clip: float32 (frames, height, width, 3) in 0..1."""
-    pipeline = StableVideoDiffusionPipeline.from_pretrained(directory, torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    architecture = ARCHITECTURES[size]
-    spec = ProceduralSpec(architecture.frames, architecture.height, architecture.width)
-    image = Image.fromarray(render_clip(spec, split_seeds("test", 1, 0)[0]).frames[0])
-    generator = torch.Generator().manual_seed(SAMPLE_SEED)
-    frames = pipeline(image, **call_arguments(size), generator=generator, output_type="np").frames[0]
-    return np.asarray(frames, np.float32)
+    return sample_clips(load_exported(directory), _clips(size, "test", 1), call_arguments(size), SAMPLE_SEED)[
+        0
+    ]
