@@ -23,6 +23,7 @@ from vdmini_core.errors import ParamsError, VDMiniError
 from vdmini_core.params import Params, known_keys, nearest_key, parse_params
 
 CODE_MARK = "vdmini-code.json"
+FOLDER_KEYS = ("prepare.videos", "teacher.path")
 _LAID_OUT = ("params.yaml", ".dvcignore", "profiles", "timing", "videos/README.md", "teachers/README.md")
 
 
@@ -194,6 +195,8 @@ def change_params(
         _assign(document, "prepare.videos", _relative(videos, root))
     for text in assignments:
         key, value = parse_assignment(text)
+        if key in FOLDER_KEYS and isinstance(value, str) and Path(value).expanduser().is_dir():
+            value = _relative(Path(value).expanduser(), root)  # as typed: against where the user stands
         _assign(document, key, value)
     parse_params(json.loads(json.dumps(document)), "params.yaml with these changes")
     after = _flat(document)
