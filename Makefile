@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # DVC stages call `vdmini`: the environment's own must be found first.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup style check test demo bench clean
+.PHONY: help setup style check test demo clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
 
@@ -37,8 +37,5 @@ test: setup  ## every test: unit, flows, real servers
 demo: setup  ## the whole story on the embedded default: no GPU, no download, no account
 	$(BIN)/vdmini run
 
-bench: setup  ## benchmarks with results in benchmarks/results
-	@ls benchmarks/*.py >/dev/null 2>&1 && for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
-
-clean:  ## remove what runs made here (caches of DVC and MLflow apart)
-	rm -rf artifacts workspaces .vdmini
+clean:  ## remove outputs and scratch here (workspaces, caches of DVC and MLflow stay)
+	rm -rf artifacts .vdmini

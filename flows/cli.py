@@ -37,16 +37,19 @@ def _project(
     root: Path, workspace: str | None, profile: str | None, videos: Path | None, assignments: list[str] | None
 ) -> Path:
     """The folder to run in, with its parameters edited in the open."""
+    from flows.execution import check_hashable
     from tasks.project import change_params, lay_out, workspace_folder
     from tasks.versioning import init_repository
 
     root = root.resolve()
     if workspace is not None:
         home, root = root, workspace_folder(root, workspace)
-        if not root.exists():
-            lay_out(root)
+        if not (root / ".dvc").is_dir():
+            lay_out(root, like=home)
             init_repository(root, shared_cache=home / ".dvc" / "cache")
             typer.echo(f"workspace {workspace}: {root}", err=True)
+    if videos is not None:
+        check_hashable(videos, root)
     if profile or videos or assignments:
         changes = change_params(root, profile=profile, videos=videos, assignments=tuple(assignments or ()))
         for line in changes:
@@ -88,7 +91,8 @@ def _stage_command(stage: str) -> Callable[..., None]:
         as_json: JsonOption = False,
         root: RootOption = Path(),
     ) -> None:
-        _run_one(stage, _project(root, workspace, profile, None, assignments), force, as_json)
+        with _pipeline_extra():
+            _run_one(stage, _project(root, workspace, profile, None, assignments), force, as_json)
 
     command.__doc__ = f"Stage: {STAGES[stage].says}."
     return command
@@ -104,7 +108,8 @@ def _prepare_command(
     root: RootOption = Path(),
 ) -> None:
     """Stage: videos -> clips of one shape."""
-    _run_one("prepare", _project(root, workspace, profile, videos, assignments), force, as_json)
+    with _pipeline_extra():
+        _run_one("prepare", _project(root, workspace, profile, videos, assignments), force, as_json)
 
 
 def _run_one(stage: str, root: Path, force: bool, as_json: bool) -> None:

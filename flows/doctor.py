@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.metadata
 import os
 import shutil
@@ -92,5 +93,7 @@ def _server(what: str, variable: str, path: str, default: str) -> dict[str, Any]
     try:
         with urllib.request.urlopen(url.rstrip("/") + path, timeout=5) as answer:
             return _finding(what, "ok", f"{shown} answers {answer.status}")
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        return _finding(what, "broken", f"{shown}: {error}", f"start the server or unset {variable}")
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        return _finding(
+            what, "broken", f"{shown}: {type(error).__name__}", f"start the server or unset {variable}"
+        )

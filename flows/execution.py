@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
+import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,16 @@ from typing import Literal
 from tasks import promote as promote_stage
 from tasks import register as register_stage
 from tasks.project import refresh_code_mark
-from tasks.stage import REPRODUCIBLE, StageResult, run_stage
+from tasks.stage import (
+    REPRODUCIBLE,
+    StageResult,
+    clear_work,
+    finished,
+    restore_timing,
+    run_stage,
+    stage_lock,
+    stage_params,
+)
 from tasks.tracking import MLflowTracker
 from tasks.versioning import Versions
 from vdmini_core.errors import VDMiniError
@@ -71,12 +81,27 @@ class Execution:
     def _bring_up_to_date(self, name: str) -> tuple[Fate, StageResult | None]:
         if not self.force and self._current(name):
             return "up to date", None
-        if name in REPRODUCIBLE and not self.force and self.versions.restore(name):
+        if name in REPRODUCIBLE and not self.force and self._restore(name):
             return "restored", None
-        result = run_stage(name, self.root, self.tracker)
+        result = run_stage(name, self.root, self.tracker, keep_work=True)
         if name in REPRODUCIBLE:
+            self._refuse_changed_params(name)
             self.versions.record(name)
+        clear_work(self.root, name)
         return "ran", result
+
+    def _restore(self, name: str) -> bool:
+        return self.versions.restore(name) and restore_timing(self.root, name)
+
+    def _refuse_changed_params(self, name: str) -> None:
+        """DVC would record the file as it is now: it must say what the stage ran with."""
+        used = finished(self.root, name)["params"]
+        if stage_params(load_params(self.root / "params.yaml"), name) != used:
+            raise VDMiniError(
+                f"params.yaml was changed while `{name}` ran: its result is not recorded",
+                expected="the parameters it started with",
+                fix="run again: what depends on the change is made anew",
+            )
 
     def _current(self, name: str) -> bool:
         rules = self.params.register_
@@ -110,6 +135,8 @@ def check_outside_inputs(root: Path, params: Params) -> None:
         ("teacher.path", params.teacher.path, "--set teacher.path=DIR"),
     ):
         folder = root / Path(value).expanduser()
+        if key == "prepare.videos" and folder.is_dir():
+            check_hashable(folder, root)
         if not folder.is_dir():
             raise VDMiniError(
                 f"`{key}` names a folder that is not there",
@@ -118,14 +145,28 @@ def check_outside_inputs(root: Path, params: Params) -> None:
             )
 
 
-@contextmanager
-def stage_lock(root: Path) -> Iterator[None]:
-    """One stage at a time in one folder; a second execution waits and then finds the work done.
+def check_hashable(folder: Path, root: Path) -> None:
+    """Refuse what DVC, which hashes the whole folder to see what is new, would stumble over or hang on.
 
-    The lock is the kernel's (`flock`): it dies with its process, so a kill leaves nothing to clean up.
+    Raises:
+        VDMiniError: naming the entries.
     """
-    folder = root / ".vdmini"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "stage.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    if root.is_relative_to(folder.resolve()):
+        raise VDMiniError(
+            "the folder of videos contains this project",
+            found=str(folder),
+            fix="keep videos in a folder of their own",
+        )
+    odd = []
+    for path in folder.rglob("*"):
+        mode = path.lstat().st_mode
+        plain = stat.S_ISREG(mode) or stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and path.is_file())
+        if not plain or os.fsencode(path.name).decode("utf-8", "replace").find("\ufffd") >= 0:
+            odd.append(str(path.relative_to(folder)).encode("utf-8", "replace").decode())
+    if odd:
+        raise VDMiniError(
+            "the folder of videos holds entries that cannot be versioned",
+            expected="files and folders with UTF-8 names; no links to folders or to nothing, no pipes",
+            found=", ".join(sorted(odd)[:10]) + (f" and {len(odd) - 10} more" if len(odd) > 10 else ""),
+            fix="remove or rename them, or copy what links point at into the folder",
+        )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tasks.models import device_of, load_teacher
 from tasks.stage import StageJob, StageOutcome
-from vdmini_core.artifacts import read_json, write_json
+from vdmini_core.artifacts import read_json, sha256_file, write_json
 from vdmini_core.data.clips import load_clips
 from vdmini_core.metrics.comparison import compare_rows, repeat_first_frame, significant
 from vdmini_core.metrics.showcase import write_videos
@@ -121,6 +121,7 @@ def _passport(job: StageJob, real: Tensor, bench: Bench, extractors: dict[str, A
         "size": [real.shape[2], real.shape[3]],
         "fps": job.params.prepare.fps,
         "split": "test",
+        "data": sha256_file(job.artifact("prepare") / "clips-test.safetensors"),
         "decoders": sorted(decoders),
         "sampling": {"steps": bench.settings.steps, "guidance": bench.settings.guidance},
         "covariance": "n - 1",

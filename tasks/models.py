@@ -5,16 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tasks.stage import StageJob
+from vdmini_core.errors import VDMiniError
 
 if TYPE_CHECKING:
     from vdmini_core.models.base import Family, SamplingSettings
 
 
 def device_of(job: StageJob) -> str:
-    """The device that `base.device` means here."""
+    """The device that `base.device` means here.
+
+    Raises:
+        VDMiniError: for a GPU that is not there.
+    """
     import torch
 
     chosen = job.params.base.device
+    if chosen == "cuda" and not torch.cuda.is_available():
+        raise VDMiniError(
+            "there is no GPU here", expected="base.device: auto or cpu", found="base.device: cuda"
+        )
     return ("cuda" if torch.cuda.is_available() else "cpu") if chosen == "auto" else chosen
 
 

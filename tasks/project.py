@@ -40,16 +40,21 @@ def template_folder() -> Path:
     raise VDMiniError("the package's project files are missing", fix="install vdmini again")
 
 
-def lay_out(folder: Path) -> None:
+def lay_out(folder: Path, like: Path | None = None) -> None:
     """Write `dvc.yaml`, `params.yaml` and profiles into a new project or workspace folder.
 
     In the checkout the stages depend on the source folders; elsewhere on `vdmini-code.json`, which
-    `refresh_code_mark` keeps in step with the installed package.
+    `refresh_code_mark` keeps in step with the installed package. A folder that an earlier call did not
+    finish (there is no `.dvc` in it yet) is laid out again.
+
+    Args:
+        folder: where to.
+        like: a project whose parameters the new one starts from; the defaults where None.
 
     Raises:
         VDMiniError: when the folder already holds a project.
     """
-    if (folder / "dvc.yaml").exists() or (folder / "params.yaml").exists():
+    if (folder / ".dvc").exists():
         raise VDMiniError(
             f"{folder} already holds a project", expected="a new or empty folder", fix="choose another name"
         )
@@ -57,7 +62,7 @@ def lay_out(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in _LAID_OUT:
         if (source / name).is_dir():
-            shutil.copytree(source / name, folder / name)
+            shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
         else:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)
@@ -65,6 +70,19 @@ def lay_out(folder: Path) -> None:
     (folder / "dvc.yaml").write_text(_with_code_mark(text), encoding="utf-8")
     (folder / "params.yaml").write_text(dump_yaml(defaults_yaml(source)), encoding="utf-8")
     refresh_code_mark(folder)
+    if like is not None:
+        _start_from(folder, like)
+
+
+def _start_from(folder: Path, like: Path) -> None:
+    """Take over another project's parameters; its folders are named as seen from here."""
+    document = defaults_yaml(folder)
+    _overlay(document, json.loads(json.dumps(read_yaml(like / "params.yaml"), default=str)))
+    for key in FOLDER_KEYS:
+        section, name = key.split(".")
+        document[section][name] = _relative(like / Path(document[section][name]).expanduser(), folder)
+    parse_params(json.loads(json.dumps(document)), f"{like.name}/params.yaml")
+    (folder / "params.yaml").write_text(dump_yaml(document), encoding="utf-8")
 
 
 def _with_code_mark(dvc_yaml: str) -> str:
@@ -102,6 +120,19 @@ def workspace_folder(root: Path, name: str) -> Path:
             expected="letters, digits, '.', '_' and '-', at most 64",
         )
     return root / "workspaces" / name
+
+
+def read_yaml(path: Path, yaml: YAML | None = None) -> Any:
+    """A YAML file's content, `{}` for an empty one.
+
+    Raises:
+        ParamsError: when it is not YAML.
+    """
+    try:
+        data = (yaml or YAML(typ="safe")).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path.name} is not valid YAML", found=str(error).split("\n")[0]) from None
+    return {} if data is None else data
 
 
 def _yaml() -> YAML:
@@ -166,7 +197,10 @@ def profile_values(root: Path, name: str) -> dict[str, Any]:
     for folder in folders:
         path = folder / f"{name}.yaml"
         if re.fullmatch(r"[A-Za-z0-9._-]+", name) and path.is_file():
-            return YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}
+            values = read_yaml(path)
+            if isinstance(values, dict):
+                return values
+            raise ParamsError(f"profile {name} holds no parameters", expected="a mapping of sections")
     known = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
     raise ParamsError(f"there is no profile `{name}`", expected=", ".join(known), found=name)
 
@@ -183,9 +217,12 @@ def change_params(
         ParamsError: before anything is written, when the result would not be valid.
     """
     path = root / "params.yaml"
-    document = _yaml().load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if document is None:
+    document = read_yaml(path, _yaml()) if path.is_file() else None
+    if not isinstance(document, dict):
         raise ParamsError("there is no params.yaml here", fix="`vdmini init DIR` lays out a project")
+    for name, section in document.items():
+        if section is None:
+            document[name] = {}
     before = _flat(document)
     if profile is not None:
         _overlay(document, Params().model_dump(mode="json", by_alias=True))
@@ -198,7 +235,7 @@ def change_params(
         if key in FOLDER_KEYS and isinstance(value, str) and Path(value).expanduser().is_dir():
             value = _relative(Path(value).expanduser(), root)  # as typed: against where the user stands
         _assign(document, key, value)
-    parse_params(json.loads(json.dumps(document)), "params.yaml with these changes")
+    parse_params(json.loads(json.dumps(document, default=str)), "params.yaml with these changes")
     after = _flat(document)
     changes = [f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in after if before.get(k) != after.get(k)]
     if changes:

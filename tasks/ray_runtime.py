@@ -32,7 +32,7 @@ def ray_session(num_cpus: int) -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     ray.init(
-        address=address,
+        address=address or "local",  # not the cluster that somebody else has started on this machine
         num_cpus=None if address else num_cpus,
         include_dashboard=None if address else False,
         # A session of our own is nobody else's business: it listens on this machine alone.

@@ -17,18 +17,18 @@ from mlflow.models import set_model
 
 
 def _image(value: Any) -> Any:
-    """A PIL image from an array (H, W, 3), a PIL image, encoded bytes, base64 text, or a path."""
+    """A PIL image from an array (H, W, 3), a PIL image, encoded bytes, base64 text, or a `Path`."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if isinstance(value, Image.Image):
         return value.convert("RGB")
     if isinstance(value, np.ndarray):
         return Image.fromarray(value.astype(np.uint8)).convert("RGB")
-    if isinstance(value, str) and len(value) < 4096 and Path(value).is_file():
-        return Image.open(value).convert("RGB")
+    if isinstance(value, Path):  # text is never a path: a served model must not open files for its callers
+        return ImageOps.exif_transpose(Image.open(value)).convert("RGB")
     data = base64.b64decode(value, validate=True) if isinstance(value, str) else bytes(value)
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
 
 
 def _mp4_base64(frames: Any, fps: float) -> str:
@@ -43,7 +43,7 @@ def _mp4_base64(frames: Any, fps: float) -> str:
 class VideoStudent(mlflow.pyfunc.PythonModel):
     """Image -> video.
 
-    An array, a PIL image, bytes or a path gives frames uint8 (F, H, W, 3), a 4-d array (B, H, W, 3)
+    An array, a PIL image, bytes or a `Path` gives frames uint8 (F, H, W, 3), a 4-d array (B, H, W, 3)
     gives (B, F, H, W, 3). A table with the column `image` (base64 or bytes; the form that is served)
     gives one record per row: `{"video": base64 mp4}`. An optional column or param `seed` picks the noise.
     """

@@ -6,11 +6,13 @@ they cannot disagree on a byte.
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
 import platform
 import random
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,7 +49,9 @@ STAGES: dict[str, StageSpec] = {
     spec.name: spec
     for spec in (
         StageSpec("prepare", (), ("base", "prepare"), "videos -> clips of one shape"),
-        StageSpec("teacher", ("prepare",), ("base", "teacher", "sampling"), "the pretrained pipeline"),
+        StageSpec(
+            "teacher", ("prepare",), ("base", "prepare", "teacher", "sampling"), "the pretrained pipeline"
+        ),
         StageSpec(
             "profile", ("prepare", "teacher"), ("base", "sampling", "profile"), "sensitivity of every unit"
         ),
@@ -62,7 +66,7 @@ STAGES: dict[str, StageSpec] = {
         StageSpec(
             "evaluate",
             ("prepare", "teacher", "prune", "distill"),
-            ("base", "sampling", "evaluate"),
+            ("base", "prepare", "sampling", "evaluate"),
             "quality, motion, speed",
         ),
         StageSpec(
@@ -80,6 +84,8 @@ STAGES: dict[str, StageSpec] = {
         StageSpec("promote", ("evaluate", "register"), ("base", "register", "promote"), "the gate"),
     )
 }
+# Stages whose latencies others read: without them they are run again rather than restored.
+TIMED = ("profile", "evaluate")
 # What DVC owns; register and promote act on the outside world and depend on the champion of the day.
 REPRODUCIBLE = tuple(name for name in STAGES if name not in ("register", "promote"))
 
@@ -216,13 +222,62 @@ def stage_params(params: Params, stage: str) -> dict[str, Any]:
     return {name: section_dict(params, name) for name in STAGES[stage].sections}
 
 
-def run_stage(stage: str, root: Path, tracker: StageTracker | None = None) -> StageResult:
+def run_stage(
+    stage: str, root: Path, tracker: StageTracker | None = None, *, keep_work: bool = False
+) -> StageResult:
     """Run one stage in `root` and leave its outputs whole in `artifacts/<stage>`.
+
+    Args:
+        stage: one of `STAGES`.
+        root: project folder.
+        tracker: opens the run page; None outside MLflow.
+        keep_work: leave the scratch folder: the caller clears it once the result is recorded, so that a
+            kill in between costs nothing.
 
     Raises:
         VDMiniError: for every mistake the user can mend; earlier outputs stay as they were.
     """
     root = root.resolve()
+    with stage_lock(root):
+        result = _run_locked(stage, root, tracker)
+        if not keep_work:
+            clear_work(root, stage)
+    return result
+
+
+def clear_work(root: Path, stage: str) -> None:
+    """Remove a finished stage's scratch."""
+    shutil.rmtree(root / ".vdmini" / "work" / stage, ignore_errors=True)
+
+
+_held: set[Path] = set()
+
+
+@contextmanager
+def stage_lock(root: Path) -> Iterator[None]:
+    """One stage at a time in one folder, whichever driver runs it; a second one waits and says so.
+
+    The lock is the kernel's (`flock`): it dies with its process, so a kill leaves nothing to clean up.
+    """
+    if root in _held:
+        yield
+        return
+    folder = root / ".vdmini"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "stage.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write("another run is at work in this project: waiting for it\n")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        _held.add(root)
+        try:
+            yield
+        finally:
+            _held.discard(root)
+
+
+def _run_locked(stage: str, root: Path, tracker: StageTracker | None) -> StageResult:
     params = load_params(root / "params.yaml")
     inputs, sections = upstream_digests(root, stage), stage_params(params, stage)
     key = digest_of({"stage": stage, "inputs": inputs, "params": sections, "code": code_version()})
@@ -247,9 +302,31 @@ def run_stage(stage: str, root: Path, tracker: StageTracker | None = None) -> St
                 seed=params.base.seed,
                 metrics=outcome.metrics,
             )
+        keep_timing(root, stage)
         page.finish(root / "artifacts" / stage, outcome)
-    shutil.rmtree(work.parent, ignore_errors=True)
     return StageResult(stage, root / "artifacts" / stage, outcome, tuple(page.notes), seconds)
+
+
+def keep_timing(root: Path, stage: str) -> None:
+    """Keep a copy of `timing.json`, which DVC does not: outputs that come back from its cache lack it."""
+    out = root / "artifacts" / stage
+    if (out / "timing.json").is_file():
+        kept = _kept_timing(root, stage)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(out / "timing.json", kept)
+
+
+def restore_timing(root: Path, stage: str) -> bool:
+    """Put the kept `timing.json` back; False where a timed stage has none."""
+    kept, target = _kept_timing(root, stage), root / "artifacts" / stage / "timing.json"
+    if kept.is_file():
+        shutil.copyfile(kept, target)
+    return target.is_file() or stage not in TIMED
+
+
+def _kept_timing(root: Path, stage: str) -> Path:
+    digest = sha256_file(root / "artifacts" / stage / MANIFEST)
+    return root / ".vdmini" / "timing" / f"{stage}-{digest[:16]}.json"
 
 
 def prepare_process(params: Params) -> None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME
 
@@ -80,6 +82,7 @@ class MLflowMonitor:
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self._client, self.run_id = client, run_id
         self.notes: list[str] = []
+        self._lost = False
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         """Log one number now."""
@@ -89,7 +92,13 @@ class MLflowMonitor:
         """Log several numbers of one step now."""
         now = int(time.time() * 1000)
         batch = [Metric(name, float(value), now, step or 0) for name, value in values.items()]
-        self._client.log_batch(self.run_id, metrics=batch)
+        try:
+            self._client.log_batch(self.run_id, metrics=batch)
+        except (MlflowException, OSError) as error:
+            # A live curve with a gap is better than a training that ends over it.
+            if not self._lost:
+                self.note(f"some live metrics did not reach MLflow: {str(error).splitlines()[0]}")
+            self._lost = True
 
     def note(self, text: str) -> None:
         """Keep a sentence for the run page and the end of the run."""
@@ -157,7 +166,9 @@ class MLflowTracker:
     def close(self, run_id: str, ok: bool) -> None:
         """Mark a run as finished or failed."""
         status = RunStatus.FINISHED if ok else RunStatus.FAILED
-        self.client.set_terminated(run_id, RunStatus.to_string(status))
+        # MLflow prints links for servers; standard output is for `--json`.
+        with redirect_stdout(sys.stderr):
+            self.client.set_terminated(run_id, RunStatus.to_string(status))
 
     def parent(self) -> str:
         """The parent run of this execution, made where none exists yet."""

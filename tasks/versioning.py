@@ -69,7 +69,7 @@ def _told_plainly(doing: str) -> Iterator[None]:
             found=str(error).splitlines()[0],
             fix="wait until it ends, then run again",
         ) from None
-    except DvcException as error:
+    except (DvcException, OSError, UnicodeError) as error:
         raise VDMiniError(
             f"DVC could not {doing}", found=str(error), fix="`dvc status` and `vdmini doctor` say more"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 
@@ -48,7 +49,42 @@ def _stage_problems(name: str, stage: dict) -> list[str]:
     missing = [
         dep for dep in stage["deps"] if not dep.startswith(("artifacts/", "$")) and not (ROOT / dep).exists()
     ]
-    return found + [f"dvc.yaml {name}: {dep} does not exist" for dep in missing]
+    found += [f"dvc.yaml {name}: {dep} does not exist" for dep in missing]
+    return found + [
+        f"dvc.yaml {name}: runs {path}, which is no dependency" for path in _undeclared(name, stage)
+    ]
+
+
+# A change there cannot change an output: how errors read, how progress looks, what is re-exported.
+NO_EFFECT = {"vdmini_core/errors.py", "vdmini_core/progress.py"}
+
+
+def _undeclared(name: str, stage: dict) -> list[str]:
+    """Source files that the stage imports, directly or not, and that `dvc.yaml` does not name."""
+    seen: set[Path] = set()
+    todo = [ROOT / "tasks" / f"{name}.py"]
+    while todo:
+        path = todo.pop()
+        if path not in seen:
+            seen.add(path)
+            todo += [found for module in _imports(path) if (found := _file_of(module))]
+    files = {path.relative_to(ROOT).as_posix() for path in seen if path.name != "__init__.py"} - NO_EFFECT
+    return sorted(f for f in files if not any(f == dep or f.startswith(f"{dep}/") for dep in stage["deps"]))
+
+
+def _imports(path: Path) -> set[str]:
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+    return {module for module in modules if module.split(".")[0] in ("vdmini_core", "tasks")}
+
+
+def _file_of(module: str) -> Path | None:
+    base = ROOT / module.replace(".", "/")
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,9 +76,17 @@ def inspect(
         for unit in facts["units"]
     ]
     print_rows(units, title=str(model))
-    totals = {key: value for key, value in facts.items() if isinstance(value, int | float | str)}
-    for key, value in totals.items():
-        typer.echo(f"{key}: {value:,}" if isinstance(value, int) else f"{key}: {value}")
+    print_rows([{"": key, "value": value} for key, value in _flat(facts).items()], title="Totals")
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float | str):
+            flat[f"{prefix}{key}"] = f"{value:,}" if isinstance(value, int) else value
+    return flat
 
 
 def generate(
@@ -101,9 +110,14 @@ def generate(
         raise DataError("the output must be an .mp4 file", found=str(output), fix="use -o NAME.mp4")
     if not output.resolve().parent.is_dir():
         raise DataError("the output's folder does not exist", found=str(output.parent))
+    if (device.startswith("cuda") and not torch.cuda.is_available()) or device.split(":")[0] not in (
+        "cpu",
+        "cuda",
+    ):
+        raise DataError(f"there is no device {device!r} here", expected="cpu, or cuda with a GPU")
     try:
-        picture = Image.open(image).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+        picture = ImageOps.exif_transpose(Image.open(image)).convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{image} cannot be read as an image", found=str(error), fix="give a PNG or JPEG"
         ) from None
@@ -167,6 +181,22 @@ def run_app(app: typer.Typer) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except Exception as error:
+        return _report_unexpected(error)
+
+
+def _report_unexpected(error: Exception) -> int:
+    """One line for the person, the whole trace in a file for who mends it."""
+    first = str(error).strip().split("\n")[0]
+    sys.stderr.write(f"error: unexpected {type(error).__name__}: {first}\n")
+    try:
+        folder = Path(".vdmini")
+        folder.mkdir(exist_ok=True)
+        (folder / "last-error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        sys.stderr.write("  to do: the full trace is in .vdmini/last-error.txt\n")
+    except OSError:
+        traceback.print_exception(error)
+    return 1
 
 
 def main() -> None:

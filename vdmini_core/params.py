@@ -78,7 +78,9 @@ class TeacherParams(Section):
     bundled: str = Field("mini", description="name of a teacher shipped with the package: mini, nano")
     path: str = Field("teachers", min_length=1, description="diffusers pipeline directory, for source: path")
     hub_id: str | None = Field(None, description="owner/name on the Hugging Face hub, for source: hub")
-    revision: str | None = Field(None, description="commit of the hub repository, pinned")
+    revision: str | None = Field(
+        None, pattern=r"^[0-9a-f]{40}$", description="commit of the hub repository (40 hex digits)"
+    )
     train: TeacherTrainParams = TeacherTrainParams()
 
     @model_validator(mode="after")
@@ -179,7 +181,6 @@ class EvaluateParams(Section):
     """Quality and speed of teacher, pruned and recovered."""
 
     clips: int = Field(32, ge=2, description="test clips")
-    extractor: Literal["embedded"] = Field("embedded", description="feature extractor of FVD")
     latency_repeats: int = Field(5, ge=1)
     latency_warmup: int = Field(1, ge=0)
     latency_batch: int = Field(1, ge=1, description="clips per call when latency is measured")
@@ -279,7 +280,7 @@ def parse_params(data: Any, origin: str = "params.yaml") -> Params:
         lines = [_explain(item) for item in error.errors(include_url=False)]
         raise ParamsError(
             f"{origin} cannot be used:\n" + "\n".join(f"  - {line}" for line in lines),
-            fix="`vdmini doctor` checks it again; docs/params.md describes every key",
+            fix="correct it, or start again from `--profile mini`; `vdmini doctor` checks it",
         ) from None
 
 

@@ -68,7 +68,8 @@ class _Worker:
             return {"error": self._epitaph(), "killed": True}
         if reply is None:
             self.close()
-            return {"error": f"decoding took longer than {timeout_s:g} s and was stopped", "killed": True}
+            limit = f"{timeout_s:g} s (prepare.decode_timeout_s)"
+            return {"error": f"decoding took longer than {limit} and was stopped", "killed": True}
         return reply
 
     def _read_line(self, timeout_s: float) -> dict[str, Any] | None:

@@ -118,7 +118,7 @@ def check_weights(folder: Path, stem: str) -> None:
             f"{folder.name} has pickled weights only",
             expected=f"{stem}.safetensors",
             found=", ".join(pickles),
-            fix="convert them with `vdmini convert`, or download the safetensors files",
+            fix="download the safetensors files of the model, or save it again with safetensors",
         )
     if pickles:
         raise ModelError(
