@@ -1,0 +1,45 @@
+"""The shipped teacher is the one its record describes, and still makes the recorded clip."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vdmini_core.artifacts import read_json, sha256_file
+from vdmini_core.bundled import bundled_teacher_path
+from vdmini_core.errors import ModelError
+from vdmini_core.teacher.architecture import call_arguments
+from vdmini_core.teacher.export import RECORD, data_digest, recorded_sample
+
+ROOT = bundled_teacher_path("mini")
+TRAINING = read_json(ROOT / RECORD)
+
+
+def test_weights_are_those_of_the_record() -> None:
+    shipped = {p.relative_to(ROOT).as_posix(): sha256_file(p) for p in ROOT.rglob("*.safetensors")}
+    assert shipped == TRAINING["weights_sha256"]
+    assert len(shipped) == 3
+
+
+def test_weights_fit_into_forty_megabytes() -> None:
+    assert sum(p.stat().st_size for p in ROOT.rglob("*.safetensors")) < 40e6
+
+
+def test_the_generator_still_draws_the_clips_it_was_trained_on() -> None:
+    assert data_digest("mini") == TRAINING["data"]["digest"]
+
+
+def test_the_recorded_clip_is_made_again() -> None:
+    frames, record = recorded_sample(ROOT, "mini"), TRAINING["sample"]
+    assert frames.shape == (8, 64, 64, 3)
+    assert np.allclose(frames.mean(axis=(1, 2, 3)), record["mean_per_frame"], atol=record["tolerance"])
+    assert np.allclose(frames.std(axis=(1, 2, 3)), record["std_per_frame"], atol=record["tolerance"])
+
+
+def test_call_arguments_travel_with_the_weights() -> None:
+    assert read_json(ROOT / "vdmini.json") == call_arguments("mini")
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ModelError, match="mini"):
+        bundled_teacher_path("maxi")
