@@ -8,6 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tasks.project import change_params, lay_out, parse_assignment, workspace_folder
+from tasks.versioning import init_repository
 from tests.check_project import problems
 from vdmini_core.errors import ParamsError, VDMiniError
 from vdmini_core.params import Params, load_params
@@ -30,6 +31,7 @@ def test_a_new_project_holds_the_defaults(project: Path) -> None:
     deps = [dep for stage in stages.values() for dep in stage["deps"]]
     assert not [dep for dep in deps if dep.startswith(("vdmini_core/", "tasks/"))]
     assert all(stage["deps"].count("vdmini-code.json") == 1 for stage in stages.values())
+    init_repository(project)
     with pytest.raises(VDMiniError, match="already holds a project"):
         lay_out(project)
 

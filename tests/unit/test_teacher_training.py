@@ -14,8 +14,9 @@ from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seed
 from vdmini_core.errors import TrainingError
 from vdmini_core.teacher import bypass, loop
 from vdmini_core.teacher.architecture import build_pipeline, call_arguments
+from vdmini_core.teacher.one_step import encode_clips, one_step
 from vdmini_core.teacher.temporal_conv import temporal_convolutions_as_2d
-from vdmini_core.teacher.training import TrainConfig, encode_clips, one_step, prepare_unet, train_unet
+from vdmini_core.teacher.training import TrainConfig, prepare_unet, train_unet
 from vdmini_core.teacher.vae_training import VaeTrainConfig, iterate_latents, reconstruction_psnr, train_vae
 
 CLIPS = render_clips(ProceduralSpec(4, 32, 32), split_seeds("train", 8, 0))
