@@ -22,7 +22,8 @@ from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seed
 from vdmini_core.data.scene import Level
 from vdmini_core.teacher.architecture import ARCHITECTURES, build_pipeline
 from vdmini_core.teacher.export import export_pipeline
-from vdmini_core.teacher.training import LatentClips, TrainConfig, encode_clips, train_unet
+from vdmini_core.teacher.one_step import LatentClips, encode_clips
+from vdmini_core.teacher.training import TrainConfig, train_unet
 from vdmini_core.teacher.vae_training import VaeTrainConfig, train_vae
 
 

@@ -12,7 +12,7 @@ from diffusers import StableVideoDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from vdmini_core.teacher.training import LatentClips, encode_clips, probe
+from vdmini_core.teacher.one_step import LatentClips, encode_clips, probe
 from vdmini_core.teacher.vae_training import reconstruction_psnr
 
 Floats = NDArray[np.float32]
@@ -38,7 +38,7 @@ def measure(
 ) -> dict[str, Any]:
     """Errors in pixels (0..1) and latents, PSNR of the autoencoder, block effects, seconds a clip.
 
-    `mse_ratio` compares with repeating the first frame; `latent` is `training.probe` in float32.
+    `mse_ratio` compares with repeating the first frame; `latent` is `one_step.probe` in float32.
     """
     started = time.perf_counter()
     made = sample_clips(pipeline, clips_uint8, arguments)

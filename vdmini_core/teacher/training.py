@@ -30,15 +30,19 @@ import torch
 from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
 from vdmini_core.teacher import bypass, loop
+from vdmini_core.teacher.one_step import (
+    LatentClips,
+    encode_clips,
+    first_frame,
+    one_step,
+    probe,
+    weighted_mse,
+)
 from vdmini_core.teacher.temporal_conv import temporal_convolutions_as_2d
-from vdmini_core.teacher.vae_training import iterate_latents, to_unit_range
 
 SHALLOW_UP = ("U.2", "U.3")
-FPS, MOTION_BUCKET, NOISE_AUGMENTATION = 8, 127, 0.0
 
 
 @dataclass(frozen=True)
@@ -70,76 +74,6 @@ class TrainConfig:
     def last_shared_step(self) -> int:
         """The last tenth of even a short run trains the stock network."""
         return min(self.shared_steps, self.steps * 9 // 10)
-
-
-@dataclass(frozen=True)
-class LatentClips:
-    """What the U-Net trains on: scaled latents (n, F, C, h, w) and image embeddings (n, 1, E).
-
-    `weights` (C,) say how much the pixels depend on each latent channel; their mean is 1.
-    """
-
-    latents: Tensor
-    embeddings: Tensor
-    weights: Tensor
-
-
-@torch.no_grad()
-def encode_clips(
-    pipeline: StableVideoDiffusionPipeline, clips_uint8: NDArray[np.uint8], bf16: bool = True, batch: int = 4
-) -> LatentClips:
-    """Latents (kept in float16) and image embeddings of clips (n, F, H, W, 3)."""
-    factor = pipeline.vae.config.scaling_factor
-    latents = [(z * factor).half() for z in iterate_latents(pipeline.vae, clips_uint8, bf16, batch)]
-    images = [Image.fromarray(clip[0]) for clip in clips_uint8]
-    embeddings = [
-        pipeline._encode_image(images[start : start + 32], pipeline.device, 1, False)
-        for start in range(0, len(images), 32)
-    ]
-    return LatentClips(
-        torch.cat(latents), torch.cat(embeddings).float(), channel_weights(pipeline, clips_uint8[:8])
-    )
-
-
-@torch.no_grad()
-def channel_weights(
-    pipeline: StableVideoDiffusionPipeline, clips_uint8: NDArray[np.uint8], least: float = 0.15
-) -> Tensor:
-    """Precision of the autoencoder's posterior, a channel (C,), divided by its mean, at least `least`.
-
-    The posterior is narrow where the decoder is sensitive, so that the weighted latent error follows the
-    pixel error (here the colour channels count over ten times as much as the detail channels).
-    """
-    first_BCHW = to_unit_range(clips_uint8)[:, 0]
-    precision_C = 1 / pipeline.vae.encode(first_BCHW).latent_dist.var.mean(dim=(0, 2, 3)).float()
-    weights_C = (precision_C / precision_C.mean()).clamp(min=least)
-    return weights_C / weights_C.mean()
-
-
-def weighted_mse(made_BFChw: Tensor, target_BFChw: Tensor, weights_C: Tensor) -> Tensor:
-    """Mean squared error with a weight for each latent channel."""
-    return ((made_BFChw - target_BFChw).square() * weights_C[:, None, None]).mean()
-
-
-def one_step(
-    pipeline: StableVideoDiffusionPipeline,
-    noise_BFChw: Tensor,
-    image_latents_BChw: Tensor,
-    embedding_B1E: Tensor,
-) -> Tensor:
-    """The clip's scaled latents (B, F, C, h, w), as the stock pipeline makes them in one step.
-
-    `noise` is unit noise; `image_latents` are unscaled, as the pipeline concatenates them.
-    """
-    scheduler = pipeline.scheduler
-    scheduler.set_timesteps(1)
-    sigma, start = scheduler.sigmas[0], scheduler.init_noise_sigma
-    sample = noise_BFChw * start
-    repeated = image_latents_BChw[:, None].expand(-1, noise_BFChw.shape[1], -1, -1, -1)
-    ids = torch.tensor([[FPS - 1.0, MOTION_BUCKET, NOISE_AUGMENTATION]]).repeat(len(noise_BFChw), 1)
-    inputs = torch.cat([sample / (sigma**2 + 1).sqrt(), repeated.to(sample.dtype)], dim=2)
-    output = pipeline.unet(inputs, scheduler.timesteps[0], embedding_B1E, added_time_ids=ids).sample
-    return -output.float() * (sigma / (sigma**2 + 1).sqrt()) + sample / (sigma**2 + 1)
 
 
 @torch.no_grad()
@@ -266,18 +200,13 @@ def _update(
     noise = torch.randn(target.shape, generator=generator)
     with _phase(pipeline.unet, config, step, generator), temporal_convolutions_as_2d(pipeline.unet):
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-            made = one_step(pipeline, noise, _condition(pipeline, target), data.embeddings[index])
+            made = one_step(pipeline, noise, first_frame(pipeline, target), data.embeddings[index])
         loss = weighted_mse(made, target, data.weights)
         loss.backward()
     loop.check_finite(loss, step)
     torch.nn.utils.clip_grad_norm_(pipeline.unet.parameters(), 1.0, error_if_nonfinite=True)
     optimizer.step()
     return loss.item()
-
-
-def _condition(pipeline: StableVideoDiffusionPipeline, latents_BFChw: Tensor) -> Tensor:
-    """Unscaled latents of the first frame: (B, C, h, w)."""
-    return latents_BFChw[:, 0].float() / pipeline.vae.config.scaling_factor
 
 
 @contextmanager
@@ -297,40 +226,3 @@ def _phase(
             keep_B = (torch.rand(config.batch_size, generator=generator) >= config.skip_dropout).float()
             stack.enter_context(bypass.scaled_skips(unet, SHALLOW_UP, keep_B.repeat_interleave(frames)))
         yield
-
-
-@torch.no_grad()
-def probe(
-    pipeline: StableVideoDiffusionPipeline, clips: LatentClips, bf16: bool = True, count: int = 8
-) -> dict[str, Any]:
-    """Held-out error and the effect of every block's second pair, on the latents.
-
-    Channels count by their weights. `mse` and `mse_copy` (repeating the first frame) cover all clips;
-    `effect` is ||sample without the pair - sample|| / ||sample - repeated first frame|| on the first `count`.
-    """
-
-    root_C = clips.weights.sqrt()[:, None, None]
-
-    def sample(part: slice) -> Tensor:
-        target = clips.latents[part].float()
-        noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            made = one_step(pipeline, noise, _condition(pipeline, target), clips.embeddings[part])
-        return made * root_C
-
-    target = clips.latents.float() * root_C
-    made = torch.cat([sample(slice(i, i + count)) for i in range(0, len(target), count)])
-    copied = target[:, :1].expand_as(target)
-    few = slice(0, count)
-    moved = (made[few] - copied[few]).norm()
-    effect = {}
-    for name in bypass.BLOCKS:
-        with bypass.without_pair(pipeline.unet, name, 1):
-            effect[name] = round(((sample(few) - made[few]).norm() / moved).item(), 4)
-    mse, mse_copy = (made - target).square().mean().item(), (copied - target).square().mean().item()
-    return {
-        "mse": round(mse, 5),
-        "mse_copy": round(mse_copy, 5),
-        "ratio": round(mse / mse_copy, 4),
-        "effect": effect,
-    }
