@@ -32,7 +32,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def vdmini(
-    root: Path, *arguments: str, check: bool = True, timeout: float = 280, **extra: str
+    root: Path, *arguments: str, check: bool = True, timeout: float = 900, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [str(VDMINI), *arguments],
