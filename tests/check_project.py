@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,15 +12,24 @@ from ruamel.yaml import YAML
 from tasks.project import profile_values
 from tasks.stage import REPRODUCIBLE, STAGES
 from vdmini_core.errors import VDMiniError
-from vdmini_core.params import Params, load_params, parse_params
+from vdmini_core.params import Params, parse_params
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def committed_params() -> Params:
+    """The project's own `params.yaml`: as committed, for a run may have edited the file since."""
+    shown = subprocess.run(
+        ["git", "show", "HEAD:./params.yaml"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    text = shown.stdout if shown.returncode == 0 else (ROOT / "params.yaml").read_text()
+    return parse_params(YAML(typ="safe").load(text), "params.yaml")
 
 
 def problems() -> list[str]:
     found: list[str] = []
     try:
-        if load_params(ROOT / "params.yaml") != Params():
+        if committed_params() != Params():
             found.append("params.yaml differs from the typed defaults (the embedded default is both)")
     except VDMiniError as error:
         found.append(str(error))

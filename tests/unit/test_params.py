@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.check_project import committed_params
 from vdmini_core.errors import ParamsError
 from vdmini_core.params import Params, known_keys, load_params, nearest_key, parse_params
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_params_yaml_is_the_typed_default() -> None:
-    assert load_params(ROOT / "params.yaml") == Params()
+    assert committed_params() == Params()
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_pickles_are_refused(saved, tmp_path):
     with pytest.raises(ModelError, match="pickled"):
         load_pipeline(bad)
     (bad / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(ModelError, match="vdmini convert"):
+    with pytest.raises(ModelError, match="save it again with safetensors"):
         load_pipeline(bad)
 
 
