@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
+from flows.execution import check_hashable, check_outside_inputs
 from tasks.project import change_params, lay_out, parse_assignment, workspace_folder
 from tasks.versioning import init_repository
 from tests.check_project import problems
@@ -89,3 +91,39 @@ def test_workspace_names_stay_inside(tmp_path: Path) -> None:
     for bad in ("../x", "a/b", "", ".hidden", "x" * 65):
         with pytest.raises(VDMiniError):
             workspace_folder(tmp_path, bad)
+
+
+def test_a_workspace_starts_from_the_projects_parameters(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    change_params(project, videos=tmp_path / "films", assignments=("distill.steps=7",))
+    workspace = workspace_folder(project, "try")
+    lay_out(workspace, like=project)
+    params = load_params(workspace / "params.yaml")
+    assert params.distill.steps == 7
+    assert (workspace / params.prepare.videos).resolve() == (tmp_path / "films").resolve()
+    assert (workspace / params.teacher.path).resolve() == (project / "teachers").resolve()
+
+
+def test_folders_that_cannot_be_versioned_are_refused(project: Path, tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    films.mkdir()
+    (films / "a.mp4").write_bytes(b"x")
+    (films / "linked.mp4").symlink_to(films / "a.mp4")
+    check_hashable(films, project)
+    (films / "dangling.mp4").symlink_to(films / "nowhere")
+    os.mkfifo(films / "pipe.mp4")
+    with pytest.raises(VDMiniError, match=r"(?s)dangling\.mp4, pipe\.mp4"):
+        check_hashable(films, project)
+    with pytest.raises(VDMiniError, match="contains this project"):
+        check_hashable(project.parent, project)
+    change_params(project, assignments=("teacher.path=nowhere",))
+    with pytest.raises(VDMiniError, match=r"teacher\.path"):
+        check_outside_inputs(project, load_params(project / "params.yaml"))
+
+
+def test_a_broken_params_file_is_said_plainly(project: Path) -> None:
+    (project / "params.yaml").write_text("prepare:\n")
+    assert change_params(project, assignments=("prepare.frames=4",))
+    (project / "params.yaml").write_text("a: [1,")
+    with pytest.raises(ParamsError, match="not valid YAML"):
+        change_params(project, assignments=("prepare.frames=4",))
