@@ -63,7 +63,8 @@ class RunConsole:
         for item in summary["unused_videos"]:
             out.print(Text(f"not used: {item['path']}: {item['reason']}", style="yellow"))
         for note in summary["notes"][:MAX_NOTES]:
-            out.print(Text(f"note: {note}"))
+            if "could not be used" not in note:  # told above, file by file
+                out.print(Text(f"note: {note}"))
         registered = summary["registered"]
         if registered:
             out.print(

@@ -8,9 +8,8 @@ stage run in this process, so that the flow pays for imports once and keeps its 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,12 @@ class Versions:
 
     def is_current(self, stage: str) -> bool:
         """True where dependencies, parameters, command and outputs are as `dvc.lock` recorded them."""
-        with _told_plainly(f"check `{stage}`"), self.repo.lock:
+        with self._at_home(f"check `{stage}`"), self.repo.lock:
             return not self._load(stage).changed()
 
     def restore(self, stage: str) -> bool:
         """Bring outputs made earlier from the very same inputs back from the cache; False if unknown."""
-        with _told_plainly(f"restore `{stage}`"), self.repo.lock:
+        with self._at_home(f"restore `{stage}`"), self.repo.lock:
             item = self._load(stage)
             try:
                 self.repo.stage_cache.restore(item)
@@ -51,8 +50,14 @@ class Versions:
 
     def record(self, stage: str) -> None:
         """Save the stage's hashes to `dvc.lock` and its outputs to the cache."""
-        with _told_plainly(f"record `{stage}`"):
+        with self._at_home(f"record `{stage}`"):
             self.repo.commit(str(self.root / "dvc.yaml") + f":{stage}", force=True)
+
+    @contextmanager
+    def _at_home(self, doing: str) -> Iterator[None]:
+        # DVC's run cache reads "dvc.yaml" against the current directory, wherever the repository is.
+        with chdir(self.root), _told_plainly(doing):
+            yield
 
     def _load(self, stage: str) -> Any:
         self.repo._reset()  # files changed since the last look: DVC caches its graph
@@ -90,5 +95,5 @@ def init_repository(root: Path, shared_cache: Path | None = None) -> None:
         with repo.config.edit() as config:
             config["core"]["analytics"] = False
             if shared_cache is not None:
-                config["cache"]["dir"] = os.path.relpath(shared_cache, root / ".dvc")
+                config["cache"]["dir"] = str(shared_cache.resolve())
         repo.close()

@@ -127,6 +127,18 @@ def test_deleted_outputs_come_back_without_running(finished_project: Path, tmp_p
     assert hashes(root) == before
 
 
+def test_a_workspace_is_a_project_of_its_own(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "proj")
+    before = (root / "params.yaml").read_text()
+    change = ("--workspace", "other", "--set", "base.seed=5")
+    assert json.loads(vdmini(root, "prepare", *change, "--json").stdout)["stage"] == "prepare"
+    assert json.loads(vdmini(root, "prepare", *change, "--json").stdout)["fate"] == "up to date"
+    assert (root / "workspaces" / "other" / "artifacts" / "prepare" / "manifest.json").is_file()
+    assert (root / "params.yaml").read_text() == before
+    assert not (root / "artifacts").exists()
+    assert any((root / ".dvc" / "cache" / "files").iterdir()), "the cache is the project's"
+
+
 def test_a_mistake_of_the_user_has_no_traceback(finished_project: Path, tmp_path: Path) -> None:
     root = make_project(tmp_path / "bad", "teacher.source=path", "teacher.path=nowhere")
     done = vdmini(root, "run", check=False)
