@@ -7,10 +7,9 @@ stage run in this process, so that the flow pays for imports once and keeps its 
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager, redirect_stdout
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +90,8 @@ def init_repository(root: Path, shared_cache: Path | None = None) -> None:
     if (root / ".dvc").is_dir():
         return
     with_git = shared_cache is None and (root / ".git").exists()
-    # DVC announces itself on standard output, which belongs to `--json`.
-    with _told_plainly("lay out the DVC repository"), redirect_stdout(io.StringIO()):
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # it logs to standard output, which is for `--json`
+    with _told_plainly("lay out the DVC repository"):
         repo = Repo.init(str(root), no_scm=not with_git)
         with repo.config.edit() as config:
             config["core"]["analytics"] = False
