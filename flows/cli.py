@@ -112,6 +112,26 @@ def _prepare_command(
         _run_one("prepare", _project(root, workspace, profile, videos, assignments), force, as_json)
 
 
+def _teacher_command(
+    train: Annotated[
+        bool, typer.Option("--train", help="train one here (sets teacher.source=train)")
+    ] = False,
+    assignments: SetOption = None,
+    profile: ProfileOption = None,
+    workspace: WorkspaceOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    root: RootOption = Path(),
+) -> None:
+    """Stage: the pretrained pipeline, from the package, a folder, the hub, or trained here.
+
+    A training can be stopped at any time; started again it goes on from its last checkpoint.
+    """
+    assignments = [*(assignments or []), *(["teacher.source=train"] if train else [])]
+    with _pipeline_extra():
+        _run_one("teacher", _project(root, workspace, profile, None, assignments), force, as_json)
+
+
 def _run_one(stage: str, root: Path, force: bool, as_json: bool) -> None:
     with _pipeline_extra():
         from flows.console import show_stage
@@ -179,8 +199,9 @@ def doctor(as_json: JsonOption = False, root: RootOption = Path()) -> None:
         raise typer.Exit(1)
 
 
+_OWN_COMMANDS = {"prepare": _prepare_command, "teacher": _teacher_command}
 for _name in STAGES:
-    app.command(_name)(_prepare_command if _name == "prepare" else _stage_command(_name))
+    app.command(_name)(_OWN_COMMANDS.get(_name) or _stage_command(_name))
 for _name, _function in CORE_COMMANDS.items():
     app.command(_name)(_function)
 

@@ -105,6 +105,10 @@ class Monitor(Protocol):
         """A sentence for the person who runs it, shown again at the end."""
         ...
 
+    def picture(self, path: Path) -> None:
+        """A picture of how far it is, live."""
+        ...
+
 
 class QuietMonitor:
     """A monitor that only remembers: for tests and notebooks."""
@@ -112,6 +116,7 @@ class QuietMonitor:
     def __init__(self) -> None:
         self.values: list[tuple[str, float, int | None]] = []
         self.notes: list[str] = []
+        self.pictures: list[Path] = []
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         """Remember one number."""
@@ -125,6 +130,10 @@ class QuietMonitor:
     def note(self, text: str) -> None:
         """Remember a sentence."""
         self.notes.append(text)
+
+    def picture(self, path: Path) -> None:
+        """Remember where a picture lies."""
+        self.pictures.append(path)
 
 
 @dataclass(frozen=True)

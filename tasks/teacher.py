@@ -11,13 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.stage import StageJob, StageOutcome
+from tasks.stage import Monitor, StageJob, StageOutcome
+from vdmini_core.artifacts import write_json
 from vdmini_core.errors import ModelError
 from vdmini_core.params import is_number
+from vdmini_core.progress import progress_bar
 
 if TYPE_CHECKING:
     from vdmini_core.models.base import SamplingSettings
+    from vdmini_core.teacher.recipe import TrainingData
 
+SHOWN_CLIPS = 12  # in the strips of a training
 SMALLEST_LATENT = 8  # cells; below it the innermost level sees a single cell
 
 
@@ -119,37 +123,102 @@ def fetch_hub(job: StageJob, out: Path) -> None:
 
 
 def train_here(job: StageJob, out: Path) -> None:
-    """A teacher of our own, trained on the prepared clips at their size; resumes where it was killed."""
-    from vdmini_core.data.clips import load_clips
+    """A teacher of our own, of the size of the prepared clips; resumes where it was killed.
+
+    Procedural clips are drawn anew for every step, so that `prepare.clips` does not bound the training;
+    from a folder of videos it learns what was prepared. Curves are live in MLflow, with strips of held-out
+    clips (real above sampled); `strips.png` and `training.json` stay with the stage's outputs.
+    """
+    import numpy as np
+
     from vdmini_core.models.registry import default_settings, merge_settings, save_pipeline
     from vdmini_core.teacher.architecture import ARCHITECTURES, build_from, call_arguments
-    from vdmini_core.teacher.training import TrainConfig, train_unet
-    from vdmini_core.teacher.vae_training import VaeTrainConfig, train_vae
+    from vdmini_core.teacher.measure import interleaved, measure, sample_clips, write_strips
+    from vdmini_core.teacher.recipe import train_autoencoder, train_generator
+    from vdmini_core.teacher.training import TrainConfig
+    from vdmini_core.teacher.vae_training import VaeTrainConfig
 
-    params, seed = job.params.teacher.train, job.params.base.seed
-    clips = load_clips(job.artifact("prepare"), "train").numpy()
-    _, frames, height, width, _ = clips.shape
-    architecture = replace(ARCHITECTURES[params.size], frames=frames, height=height, width=width)
+    params, prepare, seed = job.params.teacher.train, job.params.prepare, job.params.base.seed
+    data = training_data(job)
+    architecture = ARCHITECTURES[params.size]
+    architecture = replace(architecture, frames=prepare.frames, height=prepare.height, width=prepare.width)
     pipeline: Any = build_from(architecture, seed)
-
-    def show(row: dict[str, Any]) -> None:
-        numbers = {f"teacher/{k}": float(v) for k, v in row.items() if k != "step" and is_number(v)}
-        job.monitor.metrics(numbers, step=row.get("step"))
-
-    vae_config = VaeTrainConfig(
-        steps=params.vae_steps, batch_size=params.batch_size, crop=min(32, height, width), seed=seed
-    )
-    train_vae(pipeline.vae, clips, replace(vae_config, crop_frames=min(4, frames)), job.work, show)
+    with Progress(job.monitor, "autoencoder", params.vae_steps) as show:
+        train_autoencoder(pipeline, data, VaeTrainConfig(steps=params.vae_steps, seed=seed), job.work, show)
     config = TrainConfig(
         steps=params.steps,
-        deep_steps=min(TrainConfig.deep_steps, params.steps // 3),
+        window_steps=round(params.window_share * params.steps),
+        quiet_steps=round(params.quiet_share * params.steps),
         batch_size=params.batch_size,
+        window_batch_size=params.window_batch_size,
         learning_rate=params.learning_rate,
+        probe_every=params.probe_every,
         seed=seed,
     )
-    train_unet(pipeline, clips, config, job.work, show)
+
+    def pictures(step: int, real: Any, made: Any) -> None:
+        path = job.work / f"strips-{step:06d}.png"
+        write_strips(path, interleaved(real, made))
+        job.monitor.picture(path)
+
+    with Progress(job.monitor, "unet", params.steps) as show:
+        train_generator(pipeline, data, config, job.work, show, pictures)
     settings = default_settings(dict(pipeline.unet.config), dict(pipeline.vae.config))
-    save_pipeline(pipeline, out, merge_settings(settings, call_arguments(params.size)))
+    arguments = {
+        **call_arguments(params.size),
+        "num_frames": prepare.frames,
+        "height": prepare.height,
+        "width": prepare.width,
+    }
+    save_pipeline(pipeline, out, merge_settings(settings, arguments))
+    clips = data.held_out(SHOWN_CLIPS)
+    write_strips(
+        job.out / "strips.png", interleaved(clips / np.float32(255), sample_clips(pipeline, clips, arguments))
+    )
+    reached = measure(pipeline, clips, arguments)
+    reached.pop("seconds_per_clip")  # varies from run to run
+    write_json(job.out / "training.json", reached)
+    job.monitor.metrics(
+        {f"teacher/{k}": float(v) for k, v in reached.items() if is_number(v)}, step=params.steps
+    )
+
+
+def training_data(job: StageJob) -> TrainingData:
+    """What a teacher is trained on: procedural clips without end, or the prepared ones."""
+    from vdmini_core.data.clips import load_clips
+    from vdmini_core.data.procedural import ProceduralSpec
+    from vdmini_core.teacher.recipe import ProceduralData, StoredData
+
+    prepare = job.params.prepare
+    if prepare.source == "procedural":
+        spec = ProceduralSpec(
+            prepare.frames, prepare.height, prepare.width, max(1, round(prepare.fps)), prepare.level
+        )
+        return ProceduralData(spec, job.params.base.seed)
+    train, validation = (load_clips(job.artifact("prepare"), split) for split in ("train", "validation"))
+    return StoredData(train.numpy(), validation.numpy())
+
+
+class Progress:
+    """A bar for a training, and its numbers for the monitor; called with the rows of its curve."""
+
+    def __init__(self, monitor: Monitor, name: str, steps: int) -> None:
+        self.monitor, self.name, self.steps = monitor, name, steps
+
+    def __enter__(self) -> Progress:
+        self.bar = progress_bar(f"training the {self.name}", self.steps, "step")
+        return self
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Take one row of the curve."""
+        numbers = {f"{self.name}/{k}": float(v) for k, v in row.items() if k != "step" and is_number(v)}
+        self.monitor.metrics(numbers, step=row["step"])
+        if "loss" in row:
+            self.bar.set_postfix(loss=row["loss"], refresh=False)
+        self.bar.update(row["step"] - self.bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
 
 
 SOURCES = {"bundled": fetch_bundled, "path": fetch_path, "hub": fetch_hub, "train": train_here}

@@ -92,12 +92,22 @@ class MLflowMonitor:
         """Log several numbers of one step now."""
         now = int(time.time() * 1000)
         batch = [Metric(name, float(value), now, step or 0) for name, value in values.items()]
-        try:
+        with self._forgiven():
             self._client.log_batch(self.run_id, metrics=batch)
+
+    def picture(self, path: Path) -> None:
+        """Add a picture to the run now, under `live/`."""
+        with self._forgiven():
+            self._client.log_artifact(self.run_id, str(path), "live")
+
+    @contextmanager
+    def _forgiven(self) -> Iterator[None]:
+        """A live curve with a gap is better than a training that ends over it."""
+        try:
+            yield
         except (MlflowException, OSError) as error:
-            # A live curve with a gap is better than a training that ends over it.
             if not self._lost:
-                self.note(f"some live metrics did not reach MLflow: {str(error).splitlines()[0]}")
+                self.note(f"some live values did not reach MLflow: {str(error).splitlines()[0]}")
             self._lost = True
 
     def note(self, text: str) -> None:

@@ -65,10 +65,18 @@ class TeacherTrainParams(Section):
     """Training of a teacher of our own (`source: train`)."""
 
     size: Literal["nano", "mini"] = "mini"
-    vae_steps: int = Field(1500, ge=1)
-    steps: int = Field(4000, ge=1)
-    batch_size: int = Field(8, ge=1)
-    learning_rate: float = Field(1e-3, gt=0, lt=1)
+    vae_steps: int = Field(1200, ge=1, description="of the autoencoder's decoder")
+    steps: int = Field(3150, ge=1, description="of the U-Net")
+    window_share: float = Field(
+        0.381, ge=0, le=1, description="first share of the steps, on windows of half the height and width"
+    )
+    quiet_share: float = Field(
+        0.857, ge=0, le=1, description="first share, frames told apart by D.2's second pair alone"
+    )
+    batch_size: int = Field(2, ge=1, description="clips a step")
+    window_batch_size: int = Field(4, ge=1, description="windows a step")
+    learning_rate: float = Field(6e-4, gt=0, lt=1)
+    probe_every: int = Field(300, ge=1, description="steps between measurements and pictures")
 
 
 class TeacherParams(Section):

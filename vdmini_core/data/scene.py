@@ -2,11 +2,15 @@
 
 Everything that moves can be foreseen from the first frame:
 
-* the whole background pans, zooms and changes in brightness, and only a small *marker* in one corner
-  tells how: hue = heading, shape = speed, plate = zoom, centre dot = brightness. So each pixel must
-  learn a global quantity from far away. `normal` has four headings at one speed without zoom, `hard`
-  eight at three speeds with zoom.
-* sprites move where their nose points, at a speed their shape tells, and bounce off the walls.
+* the whole scene pans, zooms and changes in brightness, and only a small *marker* in one corner tells
+  how: hue = heading, shape = speed, plate = zoom, centre dot = brightness. So each pixel must learn a
+  global quantity from far away.
+* at the levels `easy` and `normal` the sprites stand in the scene and travel with it, past the marker;
+  at `hard` they move by themselves where their nose points, at a speed their shape tells, and bounce
+  off the walls.
+
+`easy` has one sprite and constant light, `normal` up to two sprites and changing light, both four headings
+at one speed; `hard` has eight headings at three speeds, zoom and moving sprites.
 
 Lengths are pixels of a 64-pixel-high frame and scale with the height; speeds are pixels per frame.
 """
@@ -44,12 +48,13 @@ class Rules:
     zooms: tuple[int, ...]
     brightnesses: tuple[int, ...]
     max_sprites: int
+    sprites_travel_with_the_scene: bool
 
 
 RULES: dict[str, Rules] = {
-    "easy": Rules((0, 2, 4, 6), (1,), (0,), (0,), 1),
-    "normal": Rules((0, 2, 4, 6), (1,), (0,), (0, 1, 2), 2),
-    "hard": Rules(tuple(range(HEADINGS)), (0, 1, 2), (0, 1, 2), (0, 1, 2), 2),
+    "easy": Rules((0, 2, 4, 6), (1,), (0,), (0,), 1, True),
+    "normal": Rules((0, 2, 4, 6), (1,), (0,), (0, 1, 2), 2, True),
+    "hard": Rules(tuple(range(HEADINGS)), (0, 1, 2), (0, 1, 2), (0, 1, 2), 2, False),
 }
 
 
@@ -76,14 +81,15 @@ class Background:
 
 @dataclass(frozen=True)
 class Sprite:
-    """A textured shape with a nose; it moves towards its nose."""
+    """A textured shape with a nose; without a `drift` of the scene it moves towards its nose."""
 
     shape: int
     radius: float
     start: tuple[float, float]
-    heading: float  # radians, y down
+    heading: float  # of the nose, radians, y down
     colours: Floats  # (2, 3) in 0..1
     colour_id: int  # hue of the first colour in twelfths
+    drift: tuple[float, float] | None = None  # pixels per frame, of a sprite that travels with the scene
 
 
 @dataclass(frozen=True)
@@ -99,20 +105,20 @@ def hue_colour(hue: float, saturation: float = 1.0, value: float = 1.0) -> Float
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
 
 
-def sample_scene(rng: np.random.Generator, level: Level, height: int, width: int) -> Scene:
-    """Draw a scene for a frame of `height` x `width` pixels; a pure function of the generator's state."""
+def sample_scene(rng: np.random.Generator, level: Level, size: tuple[float, float], frames: int) -> Scene:
+    """Draw a scene for a frame of `size` (width, height); a pure function of the generator's state."""
     rules = RULES[level]
-    size = (width * REFERENCE_HEIGHT / height, float(REFERENCE_HEIGHT))
     background = _sample_background(rng, rules)
     count = int(rng.integers(1, rules.max_sprites + 1))
-    return Scene(background, tuple(_sample_sprite(rng, size) for _ in range(count)))
+    drift = background.velocity if rules.sprites_travel_with_the_scene else None
+    return Scene(background, tuple(_sample_sprite(rng, size, frames, drift) for _ in range(count)))
 
 
 def _sample_background(rng: np.random.Generator, rules: Rules) -> Background:
     period = float(rng.choice((PERIOD,)))
     hue = rng.random()
-    dark = hue_colour(hue, rng.uniform(0.3, 0.7), rng.uniform(0.15, 0.4))
-    light = hue_colour(hue + rng.uniform(0.25, 0.75), rng.uniform(0.2, 0.6), rng.uniform(0.6, 0.85))
+    dark = hue_colour(hue, rng.uniform(0.3, 0.7), rng.uniform(0.25, 0.45))
+    light = hue_colour(hue + rng.uniform(0.25, 0.75), rng.uniform(0.2, 0.6), rng.uniform(0.6, 0.8))
     return Background(
         texture=int(rng.integers(len(TEXTURES))),
         period=period,
@@ -126,22 +132,32 @@ def _sample_background(rng: np.random.Generator, rules: Rules) -> Background:
     )
 
 
-def _sample_sprite(rng: np.random.Generator, size: tuple[float, float]) -> Sprite:
+def _sample_sprite(
+    rng: np.random.Generator, size: tuple[float, float], frames: int, drift: Floats | None
+) -> Sprite:
+    """A travelling sprite starts where it will stay in the frame, if the frame is large enough."""
     radius = float(rng.uniform(8.0, 10.0))
     colour_id = int(rng.integers(12))
-    low, high = radius + 1, np.array(size) - radius - 1
+    travel = np.zeros(2) if drift is None else drift * (frames - 1)
+    low, high = radius + 1 - travel.clip(max=0), np.array(size) - radius - 1 - travel.clip(min=0)
+    middle = np.array(size) / 2
+    low, high = np.where(low < high, low, middle), np.where(low < high, high, middle)
     return Sprite(
         shape=int(rng.integers(len(SPRITE_SHAPES))),
         radius=radius,
-        start=(float(rng.uniform(low, high[0])), float(rng.uniform(low, high[1]))),
+        start=(float(rng.uniform(low[0], high[0])), float(rng.uniform(low[1], high[1]))),
         heading=float(rng.uniform(0, 2 * np.pi)),
         colours=np.stack([hue_colour(colour_id / 12, 0.9, 1.0), hue_colour(colour_id / 12 + 0.5, 0.9, 0.75)]),
         colour_id=colour_id,
+        drift=None if drift is None else (float(drift[0]), float(drift[1])),
     )
 
 
 def trajectory(sprite: Sprite, frames: int, size: tuple[float, float]) -> tuple[Floats, Floats]:
-    """Centre (frames, 2) as (x, y) and heading (frames,) in radians of a sprite bouncing in `size`."""
+    """Centre (frames, 2) as (x, y) and nose (frames,) in radians; a sprite drifts, or bounces in `size`."""
+    if sprite.drift is not None:
+        drifting = np.asarray(sprite.start) + np.arange(frames)[:, None] * np.asarray(sprite.drift)
+        return drifting, np.full(frames, sprite.heading)
     speed = SPRITE_SPEEDS[sprite.shape]
     step = speed * np.array([np.cos(sprite.heading), np.sin(sprite.heading)])
     free = np.asarray(sprite.start) + np.arange(frames)[:, None] * step

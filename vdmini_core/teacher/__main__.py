@@ -1,7 +1,7 @@
 """Train and ship a teacher of our own.
 
-python -m vdmini_core.teacher train-vae  --size mini --seed 0 --steps 900 --out DIR
-python -m vdmini_core.teacher train-unet --size mini --seed 0 --steps 1000 --clips 1200 --out DIR
+python -m vdmini_core.teacher train-vae  --size mini --seed 0 --steps 1200 --out DIR
+python -m vdmini_core.teacher train-unet --size mini --seed 0 --steps 3150 --out DIR
 python -m vdmini_core.teacher export     --size mini --seed 0 --out DIR --to PIPELINE_DIR
 
 Each training command can be stopped at any time and continues from DIR when started again.
@@ -16,15 +16,16 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, StableVideoDiffusionPipeline
-from safetensors.torch import load_file, save_file
 
-from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seeds
+from vdmini_core.data.procedural import ProceduralSpec
 from vdmini_core.data.scene import Level
 from vdmini_core.teacher.architecture import ARCHITECTURES, build_pipeline
 from vdmini_core.teacher.export import export_pipeline
-from vdmini_core.teacher.one_step import LatentClips, encode_clips
-from vdmini_core.teacher.training import TrainConfig, train_unet
-from vdmini_core.teacher.vae_training import VaeTrainConfig, train_vae
+from vdmini_core.teacher.measure import interleaved, write_strips
+from vdmini_core.teacher.recipe import ProceduralData, train_autoencoder, train_generator
+from vdmini_core.teacher.training import TrainConfig
+from vdmini_core.teacher.vae_start import start_from_patches
+from vdmini_core.teacher.vae_training import VaeTrainConfig
 
 
 def spec_of(size: str, level: Level = "normal") -> ProceduralSpec:
@@ -50,58 +51,44 @@ def show(row: dict[str, Any]) -> None:
 
 def command_train_vae(arguments: argparse.Namespace) -> None:
     """Train the autoencoder and write it to OUT/vae."""
-    clips = render_clips(
-        spec_of(arguments.size, "hard"), split_seeds("train", arguments.clips, arguments.seed)
-    )
     pipeline = build_pipeline(arguments.size, arguments.seed)
     config = VaeTrainConfig(steps=arguments.steps, seed=arguments.seed)
-    show(train_vae(pipeline.vae, clips, config, arguments.out, show))
-    pipeline.vae.save_pretrained(arguments.out / "vae")
+    show(train_autoencoder(pipeline, data_of(arguments), config, arguments.out, show))
+
+
+def data_of(arguments: argparse.Namespace) -> ProceduralData:
+    """The clips of a command."""
+    return ProceduralData(spec_of(arguments.size), arguments.seed, getattr(arguments, "clips", 2000))
 
 
 def pipeline_with_vae(arguments: argparse.Namespace) -> StableVideoDiffusionPipeline:
-    """A fresh pipeline with the autoencoder of `train-vae`."""
+    """A fresh pipeline with the autoencoder of `train-vae`; until that is done, with its start.
+
+    The start has the same encoder, so both trainings may run side by side.
+    """
     pipeline = build_pipeline(arguments.size, arguments.seed)
-    pipeline.register_modules(vae=AutoencoderKLTemporalDecoder.from_pretrained(arguments.out / "vae").eval())
+    trained = arguments.out / "vae"
+    if trained.exists():
+        pipeline.register_modules(vae=AutoencoderKLTemporalDecoder.from_pretrained(trained).eval())
+    else:
+        start_from_patches(pipeline.vae, data_of(arguments).basis(pipeline.vae))
     return pipeline
-
-
-def encoded(
-    pipeline: StableVideoDiffusionPipeline, arguments: argparse.Namespace, split: Any, count: int
-) -> LatentClips:
-    """Latents and embeddings of a split, encoded once and kept in OUT."""
-    path = arguments.out / f"latents-{split}-{count}.safetensors"
-    if not path.exists():
-        parts = []
-        seeds = split_seeds(split, count, arguments.seed)
-        for start in range(0, count, 100):
-            parts.append(
-                encode_clips(pipeline, render_clips(spec_of(arguments.size), seeds[start : start + 100]))
-            )
-            show({"encoded": start + len(parts[-1].latents), "of": count})
-        joined = {
-            "latents": torch.cat([part.latents for part in parts]),
-            "embeddings": torch.cat([part.embeddings for part in parts]),
-            "weights": parts[0].weights,
-        }
-        save_file(joined, path)
-    return LatentClips(**load_file(path))
 
 
 def command_train_unet(arguments: argparse.Namespace) -> None:
     """Train the U-Net on the autoencoder's latents and write it to OUT/unet."""
     pipeline = pipeline_with_vae(arguments)
-    held_out = encoded(pipeline, arguments, "validation", 32)
-    data = encoded(pipeline, arguments, "train", arguments.clips)
     config = TrainConfig(
         steps=arguments.steps,
-        deep_steps=arguments.deep_steps,
-        shared_steps=arguments.shared_steps,
-        focus_step=arguments.focus_step,
-        close_step=arguments.close_step,
+        window_steps=arguments.window_steps,
+        quiet_steps=arguments.quiet_steps,
         seed=arguments.seed,
     )
-    show(train_unet(pipeline, data, config, arguments.out, show, held_out))
+
+    def pictures(step: int, real: Any, made: Any) -> None:
+        write_strips(arguments.out / f"strips-{step:05d}.png", interleaved(real, made))
+
+    show(train_generator(pipeline, data_of(arguments), config, arguments.out, show, pictures))
     pipeline.unet.save_pretrained(arguments.out / "unet")
 
 
@@ -124,25 +111,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, dest="command")
     vae = commands.add_parser("train-vae", help="train the autoencoder")
     vae.set_defaults(run=command_train_vae)
+    vae.add_argument("--clips", type=int, default=2000, help="training clips rendered")
     unet = commands.add_parser("train-unet", help="train the U-Net")
     unet.set_defaults(run=command_train_unet)
-    unet.add_argument("--deep-steps", type=int, default=0, help="first steps, with closed skips")
-    unet.add_argument("--shared-steps", type=int, default=950, help="first steps, one frame in D.0 and D.1")
-    unet.add_argument("--focus-step", type=int, default=400, help="step at which motion moves to D.2")
+    unet.add_argument("--window-steps", type=int, default=1200, help="first steps, on small windows")
     unet.add_argument(
-        "--close-step", type=int, default=500, help="from here only D.2 and U.1 tell frames apart"
+        "--quiet-steps",
+        type=int,
+        default=2700,
+        help="first steps, frames told apart by D.2's second pair alone",
     )
     export = commands.add_parser("export", help="write the pipeline directory")
     export.set_defaults(run=command_export)
     export.add_argument("--to", type=Path, required=True)
-    for command, steps in ((vae, 900), (unet, 1000), (export, 0)):
+    for command, steps in ((vae, 1200), (unet, 3150), (export, 0)):
         command.add_argument("--size", choices=sorted(ARCHITECTURES), default="mini")
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--out", type=Path, required=True, help="working folder with the checkpoints")
         command.add_argument("--threads", type=int, default=1)
         if steps:
             command.add_argument("--steps", type=int, default=steps)
-            command.add_argument("--clips", type=int, default=2000, help="training clips rendered")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     note_command(arguments)

@@ -1,16 +1,15 @@
-"""By-passing parts of a spatio-temporal U-Net for a moment: skips closed, pairs left out.
+"""By-passing parts of a spatio-temporal U-Net for a moment: pairs left out, blocks that see one frame a clip.
 
-Training uses it for its curriculum and to see which blocks are alive. A by-passed (ResBlock, Attention)
+Training uses it to save work and to see which blocks are alive. A by-passed (ResBlock, Attention)
 pair hands its input on; in an up block, the half that comes from below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
-import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 
@@ -72,15 +71,6 @@ def without_pair(unet: UNetSpatioTemporalConditionModel, name: str, pair: int) -
 
 
 @contextmanager
-def without_block(unet: UNetSpatioTemporalConditionModel, name: str) -> Iterator[None]:
-    """Leave out every pair of an up block whose input already has its width."""
-    with ExitStack() as stack:
-        for pair in range(len(block_of(unet, name).resnets)):
-            stack.enter_context(without_pair(unet, name, pair))
-        yield
-
-
-@contextmanager
 def shared_frames(
     unet: UNetSpatioTemporalConditionModel, names: Sequence[str], frames: int
 ) -> Iterator[None]:
@@ -106,42 +96,10 @@ def _repeated(x_BCHW: Tensor, frames: int) -> Tensor:
     return x_BCHW.repeat_interleave(frames, dim=0)
 
 
-@contextmanager
-def scaled_skips(
-    unet: UNetSpatioTemporalConditionModel, names: Sequence[str], keep_BF: Tensor
-) -> Iterator[None]:
-    """Multiply the skips that enter the named up blocks by `keep_BF`, one factor per frame of the batch."""
-    factor = keep_BF[:, None, None, None]
-
-    def scale(_: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        skips = named["res_hidden_states_tuple"]
-        return arguments, {**named, "res_hidden_states_tuple": tuple(s * factor.to(s.dtype) for s in skips)}
-
-    handles = [block_of(unet, n).register_forward_pre_hook(scale, with_kwargs=True) for n in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.no_grad()
-def scale_skip_weights(unet: UNetSpatioTemporalConditionModel, name: str, factor: float) -> None:
-    """Weaken what the named up block reads from its skips; what arrives from below is untouched."""
-    block = block_of(unet, name)
-    skips = [_skip_width(unet, name, pair) for pair in range(len(block.resnets))]
-    for resnet, width in zip(block.resnets, skips, strict=True):
-        spatial = resnet.spatial_res_block
-        spatial.conv1.weight[:, -width:] *= factor
-        spatial.conv_shortcut.weight[:, -width:] *= factor
-
-
-def _skip_width(unet: UNetSpatioTemporalConditionModel, name: str, pair: int) -> int:
-    block = block_of(unet, name)
-    spatial = block.resnets[pair].spatial_res_block
-    below = spatial.out_channels
-    if pair == 0:
-        index = int(name[2:])
-        previous = unet.up_blocks[index - 1] if index else unet.mid_block
-        below = previous.resnets[-1].spatial_res_block.out_channels
-    return int(spatial.conv1.in_channels - below)
+def stream_width(unet: UNetSpatioTemporalConditionModel, name: str, pair: int) -> int:
+    """Channels that reach a pair of an up block from below; the others of its input are the skip's."""
+    if pair:
+        return int(block_of(unet, name).resnets[pair].spatial_res_block.out_channels)
+    index = int(name[2:])
+    previous: Any = unet.up_blocks[index - 1] if index else unet.mid_block
+    return int(previous.resnets[-1].spatial_res_block.out_channels)

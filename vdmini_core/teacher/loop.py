@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,6 +80,14 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
     temporary.replace(path)
+
+
+def save_whole(folder: Path, save: Callable[[Path], Any]) -> None:
+    """Let `save` write a folder that appears whole or not at all."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save(temporary)
+    temporary.rename(folder)
 
 
 def load_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any] | None:

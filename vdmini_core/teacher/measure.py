@@ -12,7 +12,7 @@ from diffusers import StableVideoDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from vdmini_core.teacher.one_step import LatentClips, encode_clips, probe
+from vdmini_core.teacher.one_step import LatentClips, encode_clips, first_frame, one_step, probe
 from vdmini_core.teacher.vae_training import reconstruction_psnr
 
 Floats = NDArray[np.float32]
@@ -31,6 +31,19 @@ def sample_clips(
         image = Image.fromarray(clip[0])
         made.append(pipeline(image, **arguments, generator=generator, output_type="np").frames[0])
     return np.asarray(made, np.float32)
+
+
+@torch.no_grad()
+def decoded_samples(pipeline: StableVideoDiffusionPipeline, clips: LatentClips, count: int) -> Floats:
+    """One-step samples for the first `count` encoded clips, decoded: float32 (count, F, H, W, 3) in 0..1."""
+    target = clips.latents[:count].float()
+    noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
+    made = one_step(pipeline, noise, first_frame(pipeline, target), clips.embeddings[:count])
+    frames = target.shape[1]
+    pixels = [
+        pipeline.vae.decode(z / pipeline.vae.config.scaling_factor, num_frames=frames).sample for z in made
+    ]
+    return (torch.stack(pixels).permute(0, 1, 3, 4, 2) / 2 + 0.5).clamp(0, 1).numpy()
 
 
 def measure(
@@ -57,6 +70,11 @@ def measure(
         "latent": probe(pipeline, encoded, bf16=False),
         "seconds_per_clip": seconds,
     }
+
+
+def interleaved(real: Floats, made: Floats) -> list[Floats]:
+    """Rows for `write_strips`: every real clip with the sampled one below it."""
+    return [clip for pair in zip(real, made, strict=True) for clip in pair]
 
 
 def write_strips(path: Path, rows: list[Floats], zoom: int = 2) -> None:

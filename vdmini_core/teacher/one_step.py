@@ -35,19 +35,27 @@ class LatentClips:
 
 @torch.no_grad()
 def encode_clips(
-    pipeline: StableVideoDiffusionPipeline, clips_uint8: NDArray[np.uint8], bf16: bool = True, batch: int = 4
+    pipeline: StableVideoDiffusionPipeline, clips_uint8: NDArray[np.uint8], bf16: bool = False, batch: int = 4
 ) -> LatentClips:
     """Latents (kept in float16) and image embeddings of clips (n, F, H, W, 3)."""
     factor = pipeline.vae.config.scaling_factor
     latents = [(z * factor).half() for z in iterate_latents(pipeline.vae, clips_uint8, bf16, batch)]
+    return LatentClips(
+        torch.cat(latents),
+        image_embeddings(pipeline, clips_uint8),
+        channel_weights(pipeline, clips_uint8[:8]),
+    )
+
+
+@torch.no_grad()
+def image_embeddings(pipeline: StableVideoDiffusionPipeline, clips_uint8: NDArray[np.uint8]) -> Tensor:
+    """What the image encoder makes of the first frames of clips (n, F, H, W, 3): (n, 1, E)."""
     images = [Image.fromarray(clip[0]) for clip in clips_uint8]
-    embeddings = [
+    parts = [
         pipeline._encode_image(images[start : start + 32], pipeline.device, 1, False)
         for start in range(0, len(images), 32)
     ]
-    return LatentClips(
-        torch.cat(latents), torch.cat(embeddings).float(), channel_weights(pipeline, clips_uint8[:8])
-    )
+    return torch.cat(parts).float()
 
 
 @torch.no_grad()
@@ -98,7 +106,7 @@ def first_frame(pipeline: StableVideoDiffusionPipeline, latents_BFChw: Tensor) -
 
 @torch.no_grad()
 def probe(
-    pipeline: StableVideoDiffusionPipeline, clips: LatentClips, bf16: bool = True, count: int = 8
+    pipeline: StableVideoDiffusionPipeline, clips: LatentClips, bf16: bool = False, count: int = 8
 ) -> dict[str, Any]:
     """Held-out error and the effect of every block's second pair, on the latents.
 

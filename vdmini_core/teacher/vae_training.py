@@ -1,4 +1,7 @@
-"""Training of the small autoencoder: stock `AutoencoderKLTemporalDecoder`, random crops, L1 + MSE + KL.
+"""Training of the small autoencoder, a stock `AutoencoderKLTemporalDecoder`, on random crops.
+
+Where the widths allow, the encoder starts as the best linear one (`vae_start`) and stays so; the decoder
+learns to paint the pixels that the latents came from.
 
 Legend: B clips, F frames, C channels, H and W pixels, h and w latent cells.
 """
@@ -18,24 +21,26 @@ from torch import Tensor
 
 from vdmini_core.teacher import loop
 from vdmini_core.teacher.temporal_conv import temporal_convolutions_as_2d
-from vdmini_core.teacher.vae_start import start_as_colour_average
+from vdmini_core.teacher.vae_start import has_room, patch_basis, start_from_patches
+
+BASIS_CLIPS = 200  # clips that the encoder's components are drawn from
 
 
 @dataclass(frozen=True)
 class VaeTrainConfig:
-    """Settings of a VAE run; `latent_std` is the standard deviation that unscaled latents are folded to."""
+    """Settings of a decoder's run; `noise` scales the posterior noise that latents are decoded with."""
 
     steps: int = 900
     batch_size: int = 8
     crop: int = 32
     crop_frames: int = 2
-    full_size_share: float = 0.05
-    learning_rate: float = 1.5e-3
+    full_size_share: float = 0.1
+    learning_rate: float = 5e-4
     warmup: int = 50
-    kl_weight: float = 1e-6
+    l1_weight: float = 0.25
+    noise: float = 1.0
     ema_decay: float = 0.995
-    latent_std: float = 2.0
-    bf16: bool = True
+    bf16: bool = False
     seed: int = 0
     log_every: int = 25
     checkpoint_every: int = 100
@@ -54,14 +59,18 @@ def train_vae(
     workdir: Path,
     on_log: loop.LogFunction | None = None,
 ) -> dict[str, Any]:
-    """Train `vae` in place on clips (n, F, H, W, 3), resuming from `workdir`; ends with averaged weights.
-
-    The last step folds a scale into the weights: every latent channel then has `latent_std`, and
-    `scaling_factor` is its inverse.
-    """
-    start_as_colour_average(vae)
+    """Train `vae` in place on clips (n, F, H, W, 3), resuming from `workdir`; ends with averaged weights."""
+    vae.requires_grad_(True)
+    if has_room(vae):
+        side = 2 ** (len(vae.config.block_out_channels) - 1)
+        start_from_patches(vae, patch_basis(clips_uint8[:BASIS_CLIPS], side, vae.config.latent_channels))
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     optimizer = torch.optim.AdamW(
-        vae.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+        [p for p in vae.parameters() if p.requires_grad],
+        lr=config.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=1e-4,
     )
     average = loop.AveragedWeights(vae, config.ema_decay)
     path, done = workdir / "vae.pt", 0
@@ -86,27 +95,15 @@ def train_vae(
         if finished % config.log_every == 0 or finished == config.steps:
             curve.write(finished, **{name: round(term.item(), 5) for name, term in terms.items()})
         if finished % config.checkpoint_every == 0 or finished == config.steps:
-            loop.save_checkpoint(path, _state(vae, optimizer, average, finished, config))
+            state = {
+                "model": vae.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "average": average.average,
+            }
+            loop.save_checkpoint(path, {**state, "step": finished, "config": asdict(config)})
     average.copy_to(vae)
     vae.eval()
-    fold_latent_scale(vae, clips_uint8[:64], config.latent_std)
     return {"steps": config.steps, "psnr_db": reconstruction_psnr(vae, clips_uint8[:64])}
-
-
-def _state(
-    vae: AutoencoderKLTemporalDecoder,
-    optimizer: torch.optim.Optimizer,
-    average: loop.AveragedWeights,
-    step: int,
-    config: VaeTrainConfig,
-) -> dict[str, Any]:
-    return {
-        "model": vae.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average.average,
-        "step": step,
-        "config": asdict(config),
-    }
 
 
 def _step(
@@ -116,13 +113,14 @@ def _step(
     target_BFCHW = to_unit_range(_draw(clips, config, generator))
     frames = target_BFCHW.shape[1]
     target_NCHW = target_BFCHW.flatten(0, 1)
+    posterior = vae.encode(target_NCHW).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=generator)
+    latents = posterior.mean + config.noise * posterior.std * noise
     with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-        posterior = vae.encode(target_NCHW).latent_dist
-        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
         decoded = vae.decode(latents, num_frames=frames).sample
     error = decoded.float() - target_NCHW
-    l1, mse, kl = error.abs().mean(), error.square().mean(), posterior.kl().mean()
-    return {"loss": l1 + 2 * mse + config.kl_weight * kl, "l1": l1, "mse": mse, "kl": kl}
+    l1, mse = error.abs().mean(), error.square().mean()
+    return {"loss": config.l1_weight * l1 + 10 * mse, "l1": l1, "mse": mse}
 
 
 def _draw(clips: NDArray[np.uint8], config: VaeTrainConfig, generator: torch.Generator) -> NDArray[np.uint8]:
@@ -154,22 +152,6 @@ def iterate_latents(
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             latents = vae.encode(pixels_BFCHW.flatten(0, 1)).latent_dist.mode()
         yield latents.float().unflatten(0, pixels_BFCHW.shape[:2])
-
-
-@torch.no_grad()
-def fold_latent_scale(
-    vae: AutoencoderKLTemporalDecoder, clips_uint8: NDArray[np.uint8], latent_std: float
-) -> None:
-    """Rescale each latent channel to `latent_std` without changing what is decoded."""
-    latents_BFChw = torch.cat(list(iterate_latents(vae, clips_uint8)))
-    std_C = latents_BFChw.std(dim=(0, 1, 3, 4))
-    gain_C = latent_std / std_C
-    channels = len(gain_C)
-    vae.quant_conv.weight[:channels] *= gain_C[:, None, None, None]
-    vae.quant_conv.bias[:channels] *= gain_C
-    vae.quant_conv.bias[channels:] += 2 * gain_C.log()
-    vae.decoder.conv_in.weight /= gain_C[None, :, None, None]
-    vae.register_to_config(scaling_factor=1 / latent_std)
 
 
 @torch.no_grad()
