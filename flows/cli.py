@@ -199,7 +199,7 @@ def doctor(as_json: JsonOption = False, root: RootOption = Path()) -> None:
         raise typer.Exit(1)
 
 
-_OWN_COMMANDS = {"prepare": _prepare_command, "teacher": _teacher_command}
+_OWN_COMMANDS: dict[str, Callable[..., None]] = {"prepare": _prepare_command, "teacher": _teacher_command}
 for _name in STAGES:
     app.command(_name)(_OWN_COMMANDS.get(_name) or _stage_command(_name))
 for _name, _function in CORE_COMMANDS.items():

@@ -173,7 +173,8 @@ def train_here(job: StageJob, out: Path) -> None:
     save_pipeline(pipeline, out, merge_settings(settings, arguments))
     clips = data.held_out(SHOWN_CLIPS)
     write_strips(
-        job.out / "strips.png", interleaved(clips / np.float32(255), sample_clips(pipeline, clips, arguments))
+        job.out / "strips.png",
+        interleaved((clips / 255).astype(np.float32), sample_clips(pipeline, clips, arguments)),
     )
     reached = measure(pipeline, clips, arguments)
     reached.pop("seconds_per_clip")  # varies from run to run

@@ -9,9 +9,8 @@ blocks, which are nearest to the output, learn to do everything: the deep ones s
   branches only, and these are silent at first: nothing dilutes what the deep blocks say, whose own branches
   keep their random weights;
 * noise is not listened to;
-* the frame index enters at D.2's second pair alone, and D.0 and D.1 have no temporal layers (`quiet_parts`).
-  As long as the other parts rest, frames are told apart by that pair, and D.0 and D.1 need to see one frame
-  a clip.
+* D.2's second pair alone tells the frames apart, and D.0 and D.1 have no temporal layers (`quiet_parts`). As
+  long as the other parts rest, D.0 and D.1 need to see one frame a clip.
 """
 
 from __future__ import annotations
@@ -73,21 +72,22 @@ def start_from_first_frame(unet: UNetSpatioTemporalConditionModel) -> None:
 
 
 def quiet_parts(unet: UNetSpatioTemporalConditionModel) -> list[nn.Module]:
-    """Temporal layers of D.0 and D.1, and every frame index but that of D.2's second pair.
+    """What could tell frames apart without D.2's second pair; without effect until it is trained.
 
-    They have no effect until they are trained.
+    Every other frame index, every other temporal convolution (its zero padding shows which frame is near an
+    end), and all temporal layers of D.0 and D.1. Temporal attention elsewhere treats all frames alike.
     """
     parts: list[nn.Module] = []
-    first_index = bypass.block_of(unet, "D.2").attentions[1].time_pos_embed
+    speaking = bypass.block_of(unet, "D.2")
+    speaks = (speaking.resnets[1], speaking.attentions[1])
     for module in unet.modules():
-        if isinstance(module, TransformerSpatioTemporalModel) and module.time_pos_embed is not first_index:
+        if isinstance(module, TransformerSpatioTemporalModel) and module is not speaks[1]:
             parts.append(module.time_pos_embed)
+        elif isinstance(module, SpatioTemporalResBlock) and module is not speaks[0]:
+            parts.append(module.temporal_res_block)
     for name in SHARED_DOWN:
-        for module in bypass.block_of(unet, name).modules():
-            if isinstance(module, SpatioTemporalResBlock):
-                parts.append(module.temporal_res_block)
-            elif isinstance(module, TransformerSpatioTemporalModel):
-                parts += module.temporal_transformer_blocks
+        for attention in bypass.block_of(unet, name).attentions:
+            parts += attention.temporal_transformer_blocks
     return parts
 
 
