@@ -21,7 +21,7 @@ RECORD = "TRAINING.json"
 SAMPLE_SEED = 7
 MEASURED_CLIPS = 32
 Split = Literal["train", "validation", "test"]
-HARDWARE = "2 cores of an x86 server CPU with avx512-bf16; training used one of them"
+HARDWARE = "2 cores of an x86 server CPU with AVX2, float32; other work ran beside"
 
 
 def export_pipeline(
