@@ -37,7 +37,7 @@ SHORT = TrainConfig(
 )
 # The smallest network with room for the structured start.
 ROOMY = replace(
-    ARCHITECTURES["nano"], unet_widths=(96, 32, 64, 32), heads=(3, 1, 2, 1), vae_widths=(96, 32, 96)
+    ARCHITECTURES["nano"], unet_widths=(96, 32, 64, 32), heads=(3, 1, 2, 1), vae_widths=(96, 64, 96)
 )
 
 

@@ -12,7 +12,7 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 from numpy.typing import NDArray
 
-from vdmini_core.artifacts import library_versions, sha256_file, write_json
+from vdmini_core.artifacts import library_versions, read_json, sha256_file, write_json
 from vdmini_core.data.procedural import GENERATOR_VERSION, ProceduralSpec, render_clips, split_seeds
 from vdmini_core.teacher.architecture import ARCHITECTURES, Size, call_arguments
 from vdmini_core.teacher.measure import measure, sample_clips
@@ -29,6 +29,8 @@ def export_pipeline(
 ) -> dict[str, Any]:
     """Save the pipeline in float16, the arguments it is made for, and the record of its training."""
     pipeline.to(torch.float16).save_pretrained(target)
+    for config in target.rglob("config.json"):  # where the parts were loaded from is nobody's business
+        write_json(config, {k: v for k, v in read_json(config).items() if k != "_name_or_path"})
     write_json(target / "vdmini.json", call_arguments(size))
     record = training_record(target, size, workdir)
     write_json(target / RECORD, record)
