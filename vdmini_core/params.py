@@ -66,12 +66,12 @@ class TeacherTrainParams(Section):
 
     size: Literal["nano", "mini"] = "mini"
     vae_steps: int = Field(1200, ge=1, description="of the autoencoder's decoder")
-    steps: int = Field(3150, ge=1, description="of the U-Net")
+    steps: int = Field(2000, ge=1, description="of the U-Net")
     window_share: float = Field(
-        0.381, ge=0, le=1, description="first share of the steps, on windows of half the height and width"
+        0.4, ge=0, le=1, description="first share of the steps, on windows of half the height and width"
     )
     quiet_share: float = Field(
-        0.857, ge=0, le=1, description="first share, frames told apart by D.2's second pair alone"
+        0.85, ge=0, le=1, description="first share, frames told apart by D.2's second pair alone"
     )
     batch_size: int = Field(2, ge=1, description="clips a step")
     window_batch_size: int = Field(4, ge=1, description="windows a step")

@@ -1,8 +1,9 @@
 """Train and ship a teacher of our own.
 
 python -m vdmini_core.teacher train-vae  --size mini --seed 0 --steps 1200 --out DIR
-python -m vdmini_core.teacher train-unet --size mini --seed 0 --steps 3150 --out DIR
+python -m vdmini_core.teacher train-unet --size mini --seed 0 --steps 2000 --out DIR
 python -m vdmini_core.teacher export     --size mini --seed 0 --out DIR --to PIPELINE_DIR
+python -m vdmini_core.teacher pictures   --pipeline PIPELINE_DIR --to FOLDER
 
 Each training command can be stopped at any time and continues from DIR when started again.
 """
@@ -101,6 +102,13 @@ def command_export(arguments: argparse.Namespace) -> None:
     show(export_pipeline(pipeline, arguments.size, arguments.out, arguments.to))
 
 
+def command_pictures(arguments: argparse.Namespace) -> None:
+    """Write the pictures of `docs/teacher.md`."""
+    from vdmini_core.teacher.pictures import make_pictures
+
+    show(make_pictures(arguments.pipeline, arguments.to))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(
@@ -114,26 +122,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     vae.add_argument("--clips", type=int, default=2000, help="training clips rendered")
     unet = commands.add_parser("train-unet", help="train the U-Net")
     unet.set_defaults(run=command_train_unet)
-    unet.add_argument("--window-steps", type=int, default=1200, help="first steps, on small windows")
+    unet.add_argument("--window-steps", type=int, default=800, help="first steps, on small windows")
     unet.add_argument(
         "--quiet-steps",
         type=int,
-        default=2700,
+        default=1700,
         help="first steps, frames told apart by D.2's second pair alone",
     )
     export = commands.add_parser("export", help="write the pipeline directory")
     export.set_defaults(run=command_export)
     export.add_argument("--to", type=Path, required=True)
-    for command, steps in ((vae, 1200), (unet, 3150), (export, 0)):
+    for command, steps in ((vae, 1200), (unet, 2000), (export, 0)):
         command.add_argument("--size", choices=sorted(ARCHITECTURES), default="mini")
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--out", type=Path, required=True, help="working folder with the checkpoints")
         command.add_argument("--threads", type=int, default=1)
         if steps:
             command.add_argument("--steps", type=int, default=steps)
+    pictures = commands.add_parser("pictures", help="contact sheet, strips of samples, what cuts do")
+    pictures.set_defaults(run=command_pictures, threads=1)
+    pictures.add_argument("--pipeline", type=Path, required=True, help="an exported pipeline directory")
+    pictures.add_argument("--to", type=Path, required=True, help="folder for the pictures")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    note_command(arguments)
+    if arguments.command != "pictures":
+        note_command(arguments)
     arguments.run(arguments)
 
 

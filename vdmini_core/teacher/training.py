@@ -41,9 +41,9 @@ class TrainConfig:
     them (1).
     """
 
-    steps: int = 3150
-    window_steps: int = 1200
-    quiet_steps: int = 2700
+    steps: int = 2000
+    window_steps: int = 800
+    quiet_steps: int = 1700
     batch_size: int = 2
     window_batch_size: int = 4
     learning_rate: float = 6e-4
