@@ -39,6 +39,12 @@ def test_shape_and_range(level: sc.Level, size: tuple[int, int, int]) -> None:
     assert clips.std() > 20
 
 
+def test_a_long_clip_may_lose_its_sprites_and_goes_on() -> None:
+    clip = render_clip(ProceduralSpec(frames=60), 3)
+    assert np.abs(clip.truth["sprite_centres"][:, -1]).max() > 80
+    assert clip.frames[-1].std() > 10
+
+
 def test_splits_never_share_a_seed() -> None:
     seeds = [
         set(split_seeds(split, 50, seed)) for split in ("train", "validation", "test") for seed in (0, 1)

@@ -208,6 +208,8 @@ def _paste(canvas: Floats32, colour: Floats32, mask: NDArray[np.bool_], left: in
     height, width = canvas.shape[:2]
     rows = slice(max(0, -top), min(mask.shape[0], height - top))
     columns = slice(max(0, -left), min(mask.shape[1], width - left))
+    if rows.start >= rows.stop or columns.start >= columns.stop:
+        return  # in a long clip a travelling sprite leaves the frame
     target = canvas[top + rows.start : top + rows.stop, left + columns.start : left + columns.stop]
     np.copyto(target, colour[rows, columns], where=mask[rows, columns, None])
 
