@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from tasks.models import device_of, load_teacher
@@ -51,7 +53,8 @@ def run(job: StageJob) -> StageOutcome:
     bench = _load_bench(job)
     seeds = [job.params.base.seed * SEED_STRIDE + index for index in range(len(real))]
     rows = _generate_rows(bench, real, seeds, job.params.sampling.batch_size)
-    compared = compare_rows(rows, other, job.params.base.seed, bench.device)
+    truth = _truth(job, len(real))
+    compared = compare_rows(rows, other, job.params.base.seed, bench.device, truth)
     metrics = _with_costs(compared["rows"], bench)
     metrics |= {
         "clips": len(real),
@@ -78,6 +81,14 @@ def _real_clips(job: StageJob) -> tuple[Tensor, Tensor]:
     if len(other) < len(real):
         job.monitor.note(f"the row `real` compares {len(other)} clips only, so its bias is larger")
     return real, other
+
+
+def _truth(job: StageJob, count: int) -> dict[str, NDArray[Any]] | None:
+    """What is known about the first test clips, where they were drawn."""
+    path = job.artifact("prepare") / "truth-test.safetensors"
+    if not path.is_file():
+        return None
+    return {name: values[:count] for name, values in load_file(path).items()}
 
 
 def _load_bench(job: StageJob) -> Bench:

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from vdmini_core.errors import DataError
-from vdmini_core.metrics import paired_mse, psnr, ssim, temporal_difference_error
+from vdmini_core.metrics import (
+    paired_mse,
+    paired_permutation_test,
+    perceptual_distance,
+    psnr,
+    ssim,
+    temporal_difference_error,
+)
 
 MEASURES = (paired_mse, psnr, ssim, temporal_difference_error)
 
@@ -60,3 +67,36 @@ def test_errors():
         temporal_difference_error(a[:, :1], a[:, :1])
     with pytest.raises(DataError, match="11 x 11"):
         ssim(a[:, :, :8, :8], a[:, :, :8, :8])
+
+
+def test_perceptual_distance_rises_with_damage_and_knows_no_order():
+    clips = torch.rand((3, 2, 8, 8, 3), generator=torch.Generator().manual_seed(0))
+    smooth = clips.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    assert perceptual_distance(smooth, smooth).max() == 0
+    weak = perceptual_distance(smooth, (smooth * 0.9).clamp(0, 1))
+    strong = perceptual_distance(smooth, (smooth * 0.5).clamp(0, 1))
+    assert (weak > 0).all() and (weak < strong).all()
+    a = perceptual_distance(smooth, smooth.flip(0))
+    b = perceptual_distance(smooth.flip(1), smooth.flip(0).flip(1))
+    np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_permutation_test_is_exact_for_few_and_sees_small_steady_differences():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=64)
+    assert paired_permutation_test(noise + 0.2 + 0.1 * rng.normal(size=64), noise) < 0.001
+    # All 2^4 sign patterns: only the observed one and its mirror are as large.
+    assert paired_permutation_test(np.array([1.0, 2.0, 3.0, 4.0]), np.zeros(4)) == pytest.approx(
+        2 / 16, abs=0.02
+    )
+    assert paired_permutation_test(noise, noise) == 1.0
+    with pytest.raises(DataError, match="differ in number"):
+        paired_permutation_test(noise, noise[1:])
+
+
+def test_permutation_test_keeps_its_level():
+    rng = np.random.default_rng(1)
+    found = [
+        paired_permutation_test(*rng.normal(size=(2, 20)), seed=trial, rounds=199) for trial in range(200)
+    ]
+    assert 0.01 <= np.mean(np.array(found) <= 0.05) <= 0.1

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vdmini_core.metrics.extractors import Extractor, load_extractor
     from vdmini_core.metrics.frechet import GaussianStats, frechet_distance
-    from vdmini_core.metrics.paired import paired_mse, psnr, ssim, temporal_difference_error
+    from vdmini_core.metrics.ground_truth import sprite_errors
+    from vdmini_core.metrics.paired import (
+        paired_mse,
+        paired_permutation_test,
+        perceptual_distance,
+        psnr,
+        ssim,
+        temporal_difference_error,
+    )
+    from vdmini_core.metrics.sanity import sanity_table
     from vdmini_core.metrics.speed import compare_latency, count_flops, measure_latency, peak_memory
     from vdmini_core.metrics.uncertainty import (
         FrechetResult,
@@ -35,8 +44,12 @@ _HOMES = {
     "measure_latency": "metrics.speed",
     "noise_floor": "metrics.uncertainty",
     "paired_mse": "metrics.paired",
+    "paired_permutation_test": "metrics.paired",
+    "perceptual_distance": "metrics.paired",
     "peak_memory": "metrics.speed",
     "psnr": "metrics.paired",
+    "sanity_table": "metrics.sanity",
+    "sprite_errors": "metrics.ground_truth",
     "ssim": "metrics.paired",
     "temporal_difference_error": "metrics.paired",
 }
@@ -55,8 +68,12 @@ __all__ = [
     "measure_latency",
     "noise_floor",
     "paired_mse",
+    "paired_permutation_test",
     "peak_memory",
+    "perceptual_distance",
     "psnr",
+    "sanity_table",
+    "sprite_errors",
     "ssim",
     "temporal_difference_error",
 ]

@@ -8,6 +8,7 @@ starts from the first frame of real test clip i.
 * `fvd_teacher`, `mse_teacher`, `psnr_teacher`, ...: to the teacher's clips of the same conditions and noise.
   For `real` these are the real test clips themselves.
 * `content_*`, `motion_*`: the same distances by what single frames show, and by how things move.
+* `trajectory_error` (pixels), `colour_error`, `shape_error`: against the known truth of procedural clips.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from torch import Tensor
 
 from vdmini_core.metrics.extractors import EXTRACTORS, load_extractor
 from vdmini_core.metrics.frechet import frechet_distance
-from vdmini_core.metrics.paired import paired_mse, psnr, ssim, temporal_difference_error
+from vdmini_core.metrics.ground_truth import sprite_errors
+from vdmini_core.metrics.paired import (
+    paired_mse,
+    perceptual_distance,
+    psnr,
+    ssim,
+    temporal_difference_error,
+)
 from vdmini_core.metrics.uncertainty import frechet_with_interval, noise_floor
 
 PREFIX = {"embedded": "fvd", "content": "content", "motion": "motion"}
@@ -30,7 +38,11 @@ Features = dict[str, NDArray[np.float32]]
 
 
 def compare_rows(
-    rows: Mapping[str, Tensor], other_real: Tensor, seed: int, device: str = "cpu"
+    rows: Mapping[str, Tensor],
+    other_real: Tensor,
+    seed: int,
+    device: str = "cpu",
+    truth: Mapping[str, NDArray[Any]] | None = None,
 ) -> dict[str, Any]:
     """Quality of every row.
 
@@ -39,6 +51,7 @@ def compare_rows(
         other_real: real clips that are not test clips, for the row `real` and the noise floor.
         seed: of the groups of the intervals and the splits of the noise floor.
         device: of the extractors.
+        truth: of the real clips, where they are procedural (see `ground_truth.sprite_errors`).
 
     Returns:
         `rows`: name -> measures; `noise_floor`: prefix -> mean, sd, n; `passport`: extractor -> passport.
@@ -59,6 +72,8 @@ def compare_rows(
     for name, clips in rows.items():
         if name != "teacher":
             table[name] |= _paired(clips, rows["teacher"])
+        if truth is not None:
+            table[name] |= _against_truth(clips, rows["real"], truth)
     return {"rows": table, "noise_floor": floors, "passport": passports}
 
 
@@ -105,10 +120,21 @@ def _paired(clips: Tensor, teacher: Tensor) -> dict[str, float]:
         "mse_teacher": paired_mse(clips, teacher),
         "psnr_teacher": psnr(clips, teacher),
         "temporal_error_teacher": temporal_difference_error(clips, teacher),
+        "perceptual_teacher": perceptual_distance(clips, teacher),
     }
     if min(clips.shape[2:4]) >= SMALLEST_SSIM_SIDE:
         measures["ssim_teacher"] = ssim(clips, teacher)
     return {key: significant(float(values.mean())) for key, values in measures.items()}
+
+
+def _against_truth(clips: Tensor, real: Tensor, truth: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+    errors = sprite_errors(clips.numpy(), real.numpy(), truth)
+    # A clip whose sprites are all hidden says nothing; a set without any sprite to be seen has no measure.
+    return {
+        key: significant(float(np.nanmean(values)))
+        for key, values in errors.items()
+        if np.isfinite(values).any()
+    }
 
 
 def significant(value: float, digits: int = 6) -> float:

@@ -78,12 +78,17 @@ class FrameNetwork(nn.Module):
         self.neck = nn.Linear(2 * (24 + 48 + 96 + 128), FRAME_DIM)
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(FRAME_DIM, targets))
 
-    def features(self, frames: Tensor) -> Tensor:
-        """The layer before the answers."""
-        x, pooled = frames * 2 - 1, []
+    def stage_outputs(self, frames: Tensor) -> list[Tensor]:
+        """Activations after each stage: (N, 24, 32, 32), (N, 48, 16, 16), (N, 96, 8, 8), (N, 128, 4, 4)."""
+        x, outputs = frames * 2 - 1, []
         for stage in self.stages:
             x = stage(x)
-            pooled.append(_mean_and_spread(x, (2, 3)))
+            outputs.append(x)
+        return outputs
+
+    def features(self, frames: Tensor) -> Tensor:
+        """The layer before the answers."""
+        pooled = [_mean_and_spread(x, (2, 3)) for x in self.stage_outputs(frames)]
         return self.neck(torch.cat(pooled, dim=1))
 
     def forward(self, frames: Tensor) -> Tensor:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vdmini_core.artifacts import read_json
 from vdmini_core.errors import DataError
 from vdmini_core.metrics import embedded, motion
 from vdmini_core.metrics.clips import checked_videos, network_batches
+from vdmini_core.metrics.embedded_weights import WEIGHTS, load_networks
 from vdmini_core.progress import track
 
-WEIGHTS = Path(__file__).parent / "weights"
 EXTRACTORS = ("embedded", "content", "motion")
 MOTION_VERSION = 1  # raise when a change alters the numbers
 
@@ -94,7 +92,7 @@ def load_extractor(name: str, *, device: torch.device | str = "cpu", batch_size:
         )
     if name not in EXTRACTORS:
         raise DataError(f"there is no extractor `{name}`", expected=", ".join(EXTRACTORS))
-    clip_network, frame_network = _networks()
+    clip_network, frame_network = load_networks()
     function: Callable[[Tensor], Tensor]
     if name == "embedded":
         layer, dim, least = "clip network neck", embedded.CLIP_DIM, 2
@@ -104,17 +102,3 @@ def load_extractor(name: str, *, device: torch.device | str = "cpu", batch_size:
         function = functools.partial(embedded.content_features, frame_network.to(device))
     identity = {"weights_sha256": read_json(WEIGHTS / "embedded.json")["sha256"], "layer": layer}
     return Extractor(name, dim, function, identity, least_frames=least, device=device, batch_size=batch_size)
-
-
-def _networks() -> tuple[embedded.ClipNetwork, embedded.FrameNetwork]:
-    tensors = load_file(WEIGHTS / "embedded.safetensors")
-    networks = embedded.ClipNetwork(1), embedded.FrameNetwork(1)
-    for prefix, network in zip(("clip.", "frame."), networks, strict=True):
-        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        # Heads and batch counters are not shipped; everything else must be there.
-        missing, unexpected = network.load_state_dict(own, strict=False)
-        lacking = [k for k in missing if not k.startswith("head.") and "num_batches" not in k]
-        if lacking or unexpected:
-            raise DataError("the embedded metric weights do not fit this version", found=str(lacking[:4]))
-        network.eval().requires_grad_(False)
-    return networks

@@ -11,11 +11,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vdmini_core.errors import DataError
-from vdmini_core.metrics.clips import as_unit_floats, checked_videos
+from vdmini_core.metrics.clips import as_unit_floats, checked_videos, network_batches
+from vdmini_core.metrics.embedded import SIDE, FrameNetwork
 from vdmini_core.metrics.filters import gaussian_filter
 
 PSNR_CAP = 100.0  # dB; what equal clips get, so that no infinity reaches a report
@@ -47,6 +49,66 @@ def ssim(a: Tensor, b: Tensor) -> PerClip:
 def temporal_difference_error(a: Tensor, b: Tensor) -> PerClip:
     """Mean squared error of the changes from frame to frame; a constant error in looks does not count."""
     return _per_clip(a, b, lambda x, y: _squared_error(x.diff(dim=0), y.diff(dim=0)), least_frames=2)
+
+
+def perceptual_distance(a: Tensor, b: Tensor, network: FrameNetwork | None = None) -> PerClip:
+    """Distance of frames as a network sees them, in the manner of LPIPS (Zhang et al. 2018, Eq. 1).
+
+    After every stage of the frame network that ships with the package, activations are brought to unit
+    length over channels; their squared differences are averaged over places and frames and summed over
+    stages. No learned weights on top, so values are not those of LPIPS.
+
+    Args:
+        a: clips.
+        b: other clips of the same shape.
+        network: another frame network.
+    """
+    if network is None:
+        from vdmini_core.metrics.embedded_weights import frame_network
+
+        network = frame_network()
+    return _per_clip(a, b, lambda x, y: _stage_distance(network, x, y))
+
+
+def _stage_distance(network: FrameNetwork, x_FHWC: Tensor, y_FHWC: Tensor) -> float:
+    with torch.inference_mode():
+        frames = [next(network_batches(z[None], SIDE, 1))[0].transpose(0, 1) for z in (x_FHWC, y_FHWC)]
+        pairs = zip(*(network.stage_outputs(z) for z in frames), strict=True)
+        return sum(float((_unit(p) - _unit(q)).square().sum(dim=1).mean()) for p, q in pairs)
+
+
+def _unit(activations_NCHW: Tensor) -> Tensor:
+    return F.normalize(activations_NCHW, eps=1e-6)
+
+
+def paired_permutation_test(a: PerClip, b: PerClip, seed: int = 0, rounds: int = 9999) -> float:
+    """Chance that two sets of per-clip values differ this much in their mean if damage made no difference.
+
+    Two-sided sign-flip test: under the null hypothesis the two values of a clip may be exchanged. The
+    smallest value it can return is 1 / (rounds + 1).
+
+    Args:
+        a: a measure of every clip.
+        b: the same measure of the same clips, otherwise treated.
+        seed: of the flips.
+        rounds: how many random flips.
+
+    Raises:
+        DataError: on different lengths or values that are not finite.
+    """
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if first.shape != second.shape or first.ndim != 1 or not len(first):
+        raise DataError("paired values differ in number", expected=str(first.shape), found=str(second.shape))
+    difference = first - second
+    if not np.isfinite(difference).all():
+        raise DataError(
+            "values that are not finite cannot be tested",
+            found=str(np.flatnonzero(~np.isfinite(difference))[:8]),
+        )
+    rng, seen = np.random.default_rng(seed), abs(difference.sum())
+    flips = rng.integers(0, 2, (rounds, len(difference)), dtype=np.int8) * 2 - 1
+    as_large = np.abs(flips @ difference) >= seen * (1 - 1e-12)
+    return float((1 + as_large.sum()) / (rounds + 1))
 
 
 def _per_clip(
