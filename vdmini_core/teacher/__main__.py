@@ -38,6 +38,9 @@ def spec_of(size: str, level: Level = "normal") -> ProceduralSpec:
 def note_command(arguments: argparse.Namespace) -> None:
     """Keep what was run, for the record that `export` writes; folders apart."""
     told = {k: v for k, v in vars(arguments).items() if k not in ("run", "out", "to", "threads", "command")}
+    if told.get("start_from"):
+        told["start_from"] = "EARLIER_DIR"
+    told = {k: v for k, v in told.items() if v is not None}
     words = [f"--{name.replace('_', '-')} {value}" for name, value in sorted(told.items())]
     line = " ".join(["python -m vdmini_core.teacher", arguments.command, *words, "--out DIR"])
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -79,26 +82,36 @@ def pipeline_with_vae(arguments: argparse.Namespace) -> StableVideoDiffusionPipe
 def command_train_unet(arguments: argparse.Namespace) -> None:
     """Train the U-Net on the autoencoder's latents and write it to OUT/unet."""
     pipeline = pipeline_with_vae(arguments)
+    earlier = arguments.start_from
+    if earlier is not None:
+        load_averaged(pipeline, earlier)
     config = TrainConfig(
         steps=arguments.steps,
         window_steps=arguments.window_steps,
         quiet_steps=arguments.quiet_steps,
-        seed=arguments.seed,
+        # A run that goes on from another one must see other clips; the data set stays that of the seed.
+        seed=arguments.seed + (earlier is not None),
     )
 
     def pictures(step: int, real: Any, made: Any) -> None:
         write_strips(arguments.out / f"strips-{step:05d}.png", interleaved(real, made))
 
-    show(train_generator(pipeline, data_of(arguments), config, arguments.out, show, pictures))
+    fresh = earlier is None
+    show(train_generator(pipeline, data_of(arguments), config, arguments.out, show, pictures, fresh))
     pipeline.unet.save_pretrained(arguments.out / "unet")
+
+
+def load_averaged(pipeline: StableVideoDiffusionPipeline, workdir: Path) -> None:
+    """Give the U-Net the averaged weights of a run's last checkpoint."""
+    state = torch.load(workdir / "unet.pt", weights_only=True)
+    for name, parameter in pipeline.unet.named_parameters():
+        parameter.data.copy_(state["average"][name])
 
 
 def command_export(arguments: argparse.Namespace) -> None:
     """Write the pipeline with the averaged weights of the last checkpoint."""
     pipeline = pipeline_with_vae(arguments)
-    state = torch.load(arguments.out / "unet.pt", weights_only=True)
-    for name, parameter in pipeline.unet.named_parameters():
-        parameter.data.copy_(state["average"][name])
+    load_averaged(pipeline, arguments.out)
     show(export_pipeline(pipeline, arguments.size, arguments.out, arguments.to))
 
 
@@ -129,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=1700,
         help="first steps, frames told apart by D.2's second pair alone",
     )
+    unet.add_argument("--start-from", type=Path, help="go on from the averaged weights of another run")
     export = commands.add_parser("export", help="write the pipeline directory")
     export.set_defaults(run=command_export)
     export.add_argument("--to", type=Path, required=True)

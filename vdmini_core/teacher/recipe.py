@@ -124,8 +124,12 @@ def train_generator(
     workdir: Path,
     on_log: loop.LogFunction | None = None,
     on_pictures: OnPictures | None = None,
+    fresh: bool = True,
 ) -> dict[str, Any]:
-    """Train the U-Net of a pipeline with a trained autoencoder, resuming from `workdir`."""
+    """Train the U-Net of a pipeline with a trained autoencoder, resuming from `workdir`.
+
+    Without `fresh` the U-Net is trained on as it is.
+    """
     clips = data.held_out(HELD_OUT)
     held_out = encode_clips(pipeline, clips)
 
@@ -135,5 +139,5 @@ def train_generator(
             on_pictures(step, real, decoded_samples(pipeline, held_out, SHOWN))
 
     return train_unet(
-        pipeline, data.source(pipeline, held_out), config, workdir, on_log, held_out, on_probe=show
+        pipeline, data.source(pipeline, held_out), config, workdir, on_log, held_out, show, fresh
     )

@@ -66,8 +66,11 @@ def train_unet(
     on_log: loop.LogFunction | None = None,
     held_out: LatentClips | None = None,
     on_probe: Callable[[int], None] | None = None,
+    fresh: bool = True,
 ) -> dict[str, Any]:
     """Train the pipeline's U-Net in place, resuming from `workdir`; ends with averaged weights.
+
+    A `fresh` network gets the start that repeats the first frame, another one is trained as it is.
 
     `held_out` clips are measured every `probe_every` steps; `on_probe` is then called with the number of
     finished steps while the pipeline holds the averaged weights.
@@ -75,7 +78,7 @@ def train_unet(
     unet = pipeline.unet
     processors = unet.attn_processors
     unet.set_attn_processor(AttnProcessor())  # the plain one is the faster one at this size
-    if unet_start.has_room(unet):
+    if fresh and unet_start.has_room(unet):
         unet_start.start_from_first_frame(unet)
     optimizer = torch.optim.AdamW(
         unet.parameters(),
