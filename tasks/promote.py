@@ -31,7 +31,7 @@ def run(job: StageJob) -> StageOutcome:
         )
     champion, number = version_by_alias(client, name, rules.alias), str(candidate.version)
     if champion is not None and champion.version == candidate.version:
-        decision = Decision("keep", (f"version {number} is the champion already",))
+        decision = _decided(candidate) or Decision("keep", (f"version {number} is the champion already",))
     else:
         theirs = candidate_of(champion) if champion else None
         decision = decide_promotion(candidate_of(candidate), theirs, rules)
@@ -40,7 +40,7 @@ def run(job: StageJob) -> StageOutcome:
             "reasons": list(decision.reasons),
         }
         client.set_model_version_tag(name, number, DECISION_TAG, json.dumps(record, sort_keys=True))
-    if decision.promoted:
+    if decision.promoted and (champion is None or champion.version != candidate.version):
         if champion is not None:
             client.set_registered_model_alias(name, PREVIOUS, str(champion.version))
         client.set_registered_model_alias(name, rules.alias, number)
@@ -54,6 +54,12 @@ def run(job: StageJob) -> StageOutcome:
         "why": "; ".join(decision.reasons),
     }
     return StageOutcome({"outcome": decision.outcome}, timing={"version": number}, table=[row], title="Gate")
+
+
+def _decided(champion: ModelVersion) -> Decision | None:
+    """The decision that made a version champion, where it was killed before it could be written down here."""
+    told = json.loads(champion.tags.get(DECISION_TAG, "{}"))
+    return Decision("promote", tuple(told["reasons"])) if told.get("outcome") == "promote" else None
 
 
 def is_current(root: Path) -> bool:

@@ -6,8 +6,10 @@ SQLite file and a folder beside `.vdmini` in the project, so that nothing has to
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -28,6 +30,8 @@ from vdmini_core.artifacts import read_json, write_json
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+PROCESS_TAG = "vdmini.process"
+CLOCK_SLACK_MS = 2000  # the start of a process is derived from the boot time, which clock updates shift
 PARENT_RUN_ENV = "VDMINI_PARENT_RUN_ID"
 EXPERIMENT_ENV = "MLFLOW_EXPERIMENT_NAME"
 DEFAULT_EXPERIMENT = "vdmini"
@@ -166,12 +170,25 @@ class MLflowTracker:
         self.client = connect(self.root)
         self.experiment = experiment_id(self.client, self.root)
 
-    def open_parent(self, name: str, tags: dict[str, str] | None = None) -> str:
-        """Create a parent run and return its id."""
-        run = self.client.create_run(
-            self.experiment, run_name=name, tags={MLFLOW_SOURCE_NAME: "vdmini", **(tags or {})}
+    def open_parent(
+        self, name: str, tags: dict[str, str] | None = None, owner: psutil.Process | None = None
+    ) -> str:
+        """Create a parent run and return its id; `owner` (default: this process) keeps it open."""
+        self.close_abandoned()
+        told = {MLFLOW_SOURCE_NAME: "vdmini", PROCESS_TAG: process_name(owner), **(tags or {})}
+        return str(self.client.create_run(self.experiment, run_name=name, tags=told).info.run_id)
+
+    def close_abandoned(self) -> list[str]:
+        """Mark runs whose process on this machine is gone as killed; returns their ids."""
+        machine = process_name().split(":")[0]
+        running = self.client.search_runs(
+            [self.experiment], f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` LIKE '{machine}:%'"
         )
-        return str(run.info.run_id)
+        gone = [run.info.run_id for run in running if not is_alive(run.data.tags[PROCESS_TAG])]
+        for run_id in gone:
+            with redirect_stdout(sys.stderr):
+                self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
+        return gone
 
     def close(self, run_id: str, ok: bool) -> None:
         """Mark a run as finished or failed."""
@@ -209,7 +226,7 @@ class MLflowTracker:
         for old in folder.glob("*.json"):
             if not psutil.pid_exists(int(old.name.split("-", 1)[0])):
                 old.unlink(missing_ok=True)
-        run_id = self.open_parent("dvc-repro", {"vdmini.driver": "dvc"})
+        run_id = self.open_parent("dvc-repro", {"vdmini.driver": "dvc"}, driver)
         write_json(note, {"parent_run_id": run_id})
         return run_id
 
@@ -221,6 +238,7 @@ class MLflowTracker:
             MLFLOW_PARENT_RUN_ID: parent_id,
             MLFLOW_SOURCE_NAME: f"tasks/{stage}.py",
             "vdmini.stage": stage,
+            PROCESS_TAG: process_name(),
         }
         run: Run = self.client.create_run(self.experiment, run_name=stage, tags=tags)
         page = StagePage(self.client, str(run.info.run_id), parent_id)
@@ -236,6 +254,24 @@ class MLflowTracker:
             self.close(page.run_id, ok)
             if PARENT_RUN_ENV not in os.environ and not self.keep_open:
                 self.close(parent_id, ok)
+
+
+def process_name(process: psutil.Process | None = None) -> str:
+    """Machine, pid and start of a process: tells whether it still runs. The machine's name is only hashed."""
+    process = process or psutil.Process()
+    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:12]
+    return f"{machine}:{process.pid}:{int(process.create_time() * 1000)}"
+
+
+def is_alive(name: str) -> bool:
+    """Whether a process named by `process_name` on this machine still runs."""
+    _, pid, started = name.split(":")
+    try:
+        process = psutil.Process(int(pid))
+        same = abs(process.create_time() * 1000 - int(started)) < CLOCK_SLACK_MS
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _driving_process() -> psutil.Process | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow.tracking import MlflowClient
 
 from tests.flows.conftest import VDMINI, environment, make_project, vdmini
 from vdmini_core.artifacts import tree_digests
@@ -49,3 +50,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(finished_project: Path, tmp_path
     assert not (root / ".vdmini" / "work" / "distill").exists()
     assert not [path for path in (root / "artifacts").iterdir() if path.name.startswith(".")]
     assert (root / "artifacts" / "report" / "index.html").is_file()
+    left_open = MlflowClient(f"sqlite:///{root / 'mlflow.db'}").search_runs(
+        ["1"], "attributes.status = 'RUNNING'"
+    )
+    assert not left_open, "runs of the killed process are marked as killed by the next one"

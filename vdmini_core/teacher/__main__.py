@@ -11,6 +11,7 @@ Each training command can be stopped at any time and continues from DIR when sta
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ def command_train_unet(arguments: argparse.Namespace) -> None:
     earlier = arguments.start_from
     if earlier is not None:
         load_averaged(pipeline, earlier)
+        shutil.copy(earlier / "unet.jsonl", arguments.out / "unet-earlier.jsonl")  # for the record
     config = TrainConfig(
         steps=arguments.steps,
         window_steps=arguments.window_steps,

@@ -50,7 +50,7 @@ def training_record(target: Path, size: Size, workdir: Path) -> dict[str, Any]:
         ),
         "data": {"generator_version": GENERATOR_VERSION, "level": "normal", "digest": data_digest(size)},
         "hardware": HARDWARE,
-        "runs": {name: _summary(workdir / f"{name}.jsonl") for name in ("vae", "unet")},
+        "runs": {path.stem: _summary(path) for path in sorted(workdir.glob("*.jsonl"))},
         "weights_sha256": {
             path.relative_to(target).as_posix(): sha256_file(path)
             for path in sorted(target.rglob("*.safetensors"))
@@ -67,8 +67,6 @@ def training_record(target: Path, size: Size, workdir: Path) -> dict[str, Any]:
 
 def _summary(curve: Path) -> dict[str, Any]:
     """Steps, last loss and every held-out measurement of a loss curve."""
-    if not curve.exists():
-        return {}
     rows = [json.loads(line) for line in curve.read_text().splitlines()]
     losses = [row for row in rows if "loss" in row]
     keys = ("step", "mse", "mse_copy", "ratio", "effect")
