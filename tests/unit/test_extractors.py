@@ -137,4 +137,4 @@ def test_errors(clips):
     with pytest.raises(DataError, match=r"(?s)clip 1 of videos.*\[2\]"):
         extract(broken)
     with pytest.raises(DataError, match="no extractor"):
-        load_extractor("i3d")
+        load_extractor("i4d")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,14 +60,13 @@ def as_unit_floats(videos: Tensor) -> Tensor:
     return videos.float() / 255 if videos.dtype == torch.uint8 else videos.float().clamp(0, 1)
 
 
-def network_batches(videos: Tensor, side: int, batch_size: int) -> Iterator[Tensor]:
-    """Batches (B, 3, F, side, side), float32 in [0, 1]: scaled, then resized (bilinear, antialiased)."""
-    for start in range(0, len(videos), batch_size):
-        batch = as_unit_floats(videos[start : start + batch_size]).permute(0, 1, 4, 2, 3)
-        B, frames = batch.shape[:2]
-        if batch.shape[-2:] != (side, side):
-            flat = F.interpolate(
-                batch.flatten(0, 1), (side, side), mode="bilinear", align_corners=False, antialias=True
-            )
-            batch = flat.reshape(B, frames, 3, side, side).clamp(0, 1)
-        yield batch.transpose(1, 2).contiguous()
+def resized(videos_BFHWC: Tensor, side: int) -> Tensor:
+    """Clips -> (B, 3, F, side, side), float32 in [0, 1]: scaled, then resized (bilinear, antialiased)."""
+    batch = as_unit_floats(videos_BFHWC).permute(0, 1, 4, 2, 3)
+    B, frames = batch.shape[:2]
+    if batch.shape[-2:] != (side, side):
+        flat = F.interpolate(
+            batch.flatten(0, 1), (side, side), mode="bilinear", align_corners=False, antialias=True
+        )
+        batch = flat.reshape(B, frames, 3, side, side).clamp(0, 1)
+    return batch.transpose(1, 2).contiguous()

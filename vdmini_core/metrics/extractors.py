@@ -1,104 +1,91 @@
-"""Features of videos behind one small interface: `load_extractor(name)(videos) -> float32 (n, d)`."""
+"""Feature extractors by name: `load_extractor(name)(videos) -> float32 (n, d)`.
+
+| name | sees | weights |
+|---|---|---|
+| `embedded` | everything | ship with the package |
+| `content` | single frames; their order cannot matter | ship with the package |
+| `motion` | block-matching flow, nearly blind to what things look like | none |
+| `i3d` | what the field reports as FVD | given |
+| `videomae` | content-debiased FVD (arXiv 2404.12391) | given |
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from vdmini_core.artifacts import read_json
 from vdmini_core.errors import DataError
 from vdmini_core.metrics import embedded, motion
-from vdmini_core.metrics.clips import checked_videos, network_batches
+from vdmini_core.metrics.clips import resized
 from vdmini_core.metrics.embedded_weights import WEIGHTS, load_networks
-from vdmini_core.progress import track
+from vdmini_core.metrics.extractor import Extractor, Network
 
-EXTRACTORS = ("embedded", "content", "motion")
+EXTRACTORS = ("embedded", "content", "motion")  # those that ship with the package
+ALL_EXTRACTORS = (*EXTRACTORS, "i3d", "videomae")
 MOTION_VERSION = 1  # raise when a change alters the numbers
+_OPTIONS = {
+    "i3d": {"weights", "sha256", "convention", "layer", "bn_eps"},
+    "videomae": {"weights"},
+}
+
+__all__ = ["ALL_EXTRACTORS", "EXTRACTORS", "Extractor", "load_extractor"]
 
 
-class Extractor:
-    """Videos in, features out.
+def load_extractor(
+    name: str, *, device: torch.device | str = "cpu", batch_size: int = 16, **options: Any
+) -> Extractor:
+    """An extractor, ready to be called with clips (n, F, H, W, 3).
 
-    Attributes:
-        name: `embedded`, `content` or `motion`.
-        dim: number of features.
-        least_frames: fewest frames a clip may have.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        dim: int,
-        function: Callable[[Tensor], Tensor],
-        identity: dict[str, Any],
-        *,
-        least_frames: int = 2,
-        device: torch.device | str = "cpu",
-        batch_size: int = 16,
-    ) -> None:
-        self.name, self.dim, self.least_frames = name, dim, least_frames
-        self._function, self._identity = function, identity
-        self._device, self._batch_size = device, batch_size
-
-    def __call__(self, videos: Tensor, *, progress: bool = False) -> NDArray[np.float32]:
-        """Features (n, d) of clips (n, F, H, W, 3), uint8 or floats in [0, 1]; memory is one batch's.
-
-        Raises:
-            DataError: on a wrong shape, too few frames, NaN or values outside [0, 1], naming the clip.
-        """
-        videos = checked_videos(videos, least_frames=self.least_frames)
-        if not len(videos):
-            return np.zeros((0, self.dim), np.float32)
-        batches = network_batches(videos, embedded.SIDE, self._batch_size)
-        total = -(-len(videos) // self._batch_size)
-        with torch.inference_mode():
-            parts = [
-                self._function(batch.to(self._device)).float().cpu()
-                for batch in (track(batches, self.name, total, "batch") if progress else batches)
-            ]
-        return torch.cat(parts).numpy()
-
-    extract = __call__
-
-    def passport(self) -> dict[str, Any]:
-        """What a value computed from these features depends on; equal passports may be compared."""
-        return {
-            "extractor": self.name,
-            "dim": self.dim,
-            "resize": f"scale to [0, 1], then bilinear antialiased to {embedded.SIDE} x {embedded.SIDE}",
-            **self._identity,
-        }
-
-
-def load_extractor(name: str, *, device: torch.device | str = "cpu", batch_size: int = 16) -> Extractor:
-    """One of the extractors that ship with the package.
-
-    `embedded` sees everything (FVD). `content` averages features of single frames, so the order of frames
-    cannot matter. `motion` is statistics of block-matching flow, nearly blind to what things look like.
+    Args:
+        name: one of `ALL_EXTRACTORS`.
+        device: where it computes.
+        batch_size: clips at once.
+        options: of `i3d`: `weights` (path or https address of a state dict like `rgb_imagenet.pt`),
+            `sha256` of that file, `convention` (`videogpt`, `styleganv`, `cdfvd`), `layer` (`logits`,
+            `pooled`), `bn_eps`; of `videomae`: `weights` (directory or hub name of a VideoMAE).
 
     Raises:
-        DataError: when the name is unknown.
+        DataError: on an unknown name, an option that the extractor does not have, or weights that do not fit.
     """
-    if name == "motion":
-        identity = {"weights_sha256": None, "layer": f"flow histograms, version {MOTION_VERSION}"}
-        return Extractor(
-            name, motion.DIM, motion.motion_features, identity, device=device, batch_size=batch_size
+    if name not in ALL_EXTRACTORS:
+        raise DataError(f"there is no extractor `{name}`", expected=", ".join(ALL_EXTRACTORS))
+    unknown = sorted(options.keys() - _OPTIONS.get(name, set()))
+    if unknown:
+        raise DataError(
+            f"extractor `{name}` has no option {', '.join(unknown)}",
+            expected=", ".join(sorted(_OPTIONS.get(name, ()))) or "no options",
         )
-    if name not in EXTRACTORS:
-        raise DataError(f"there is no extractor `{name}`", expected=", ".join(EXTRACTORS))
+    return Extractor(name, _network(name, device, options), device, batch_size)
+
+
+def _network(name: str, device: torch.device | str, options: dict[str, Any]) -> Network:
+    if name == "i3d":
+        from vdmini_core.metrics.external import load_i3d
+
+        return load_i3d(device, **options)
+    if name == "videomae":
+        from vdmini_core.metrics.external import load_videomae
+
+        return load_videomae(device, **options)
+    return _shipped(name, device)
+
+
+def _shipped(name: str, device: torch.device | str) -> Network:
+    resize = f"scale to [0, 1], then bilinear antialiased to {embedded.SIDE} x {embedded.SIDE}"
+    prepare = functools.partial(resized, side=embedded.SIDE)
+    if name == "motion":
+        layer = f"flow histograms, version {MOTION_VERSION}"
+        identity = {"weights_sha256": None, "layer": layer, "resize": resize}
+        return Network(motion.DIM, prepare, motion.motion_features, identity)
+    digest = read_json(WEIGHTS / "embedded.json")["sha256"]
     clip_network, frame_network = load_networks()
-    function: Callable[[Tensor], Tensor]
     if name == "embedded":
-        layer, dim, least = "clip network neck", embedded.CLIP_DIM, 2
-        function = clip_network.to(device).features
-    else:
-        layer, dim, least = "frame network neck, mean and spread over frames", 2 * embedded.FRAME_DIM, 1
-        function = functools.partial(embedded.content_features, frame_network.to(device))
-    identity = {"weights_sha256": read_json(WEIGHTS / "embedded.json")["sha256"], "layer": layer}
-    return Extractor(name, dim, function, identity, least_frames=least, device=device, batch_size=batch_size)
+        identity = {"weights_sha256": digest, "layer": "clip network neck", "resize": resize}
+        return Network(embedded.CLIP_DIM, prepare, clip_network.to(device).features, identity)
+    layer = "frame network neck, mean and spread over frames"
+    identity = {"weights_sha256": digest, "layer": layer, "resize": resize}
+    features = functools.partial(embedded.content_features, frame_network.to(device))
+    return Network(2 * embedded.FRAME_DIM, prepare, features, identity, least_frames=1)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vdmini_core.errors import DataError
-from vdmini_core.metrics.clips import as_unit_floats, checked_videos, network_batches
+from vdmini_core.metrics.clips import as_unit_floats, checked_videos, resized
 from vdmini_core.metrics.embedded import SIDE, FrameNetwork
 from vdmini_core.metrics.filters import gaussian_filter
 
@@ -72,7 +72,7 @@ def perceptual_distance(a: Tensor, b: Tensor, network: FrameNetwork | None = Non
 
 def _stage_distance(network: FrameNetwork, x_FHWC: Tensor, y_FHWC: Tensor) -> float:
     with torch.inference_mode():
-        frames = [next(network_batches(z[None], SIDE, 1))[0].transpose(0, 1) for z in (x_FHWC, y_FHWC)]
+        frames = [resized(z[None], SIDE)[0].transpose(0, 1) for z in (x_FHWC, y_FHWC)]
         pairs = zip(*(network.stage_outputs(z) for z in frames), strict=True)
         return sum(float((_unit(p) - _unit(q)).square().sum(dim=1).mean()) for p, q in pairs)
 
