@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from tasks.stage import REPRODUCIBLE, STAGES
-from vdmini_core.cli import CORE_COMMANDS, JsonOption, new_app, print_json, run_app
+from vdmini_core.cli import JsonOption, core_commands, new_app, print_json, run_app
 from vdmini_core.errors import VDMiniError
 
 app = new_app("Compress video diffusion models: profile, plan, prune, recover with ICMD, evaluate, register.")
@@ -202,7 +202,7 @@ def doctor(as_json: JsonOption = False, root: RootOption = Path()) -> None:
 _OWN_COMMANDS: dict[str, Callable[..., None]] = {"prepare": _prepare_command, "teacher": _teacher_command}
 for _name in STAGES:
     app.command(_name)(_OWN_COMMANDS.get(_name) or _stage_command(_name))
-for _name, _function in CORE_COMMANDS.items():
+for _name, _function in core_commands().items():
     app.command(_name)(_function)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vdmini_core.metrics.passport import differences
 from vdmini_core.params import PromoteParams, is_number
 
 
@@ -91,13 +92,9 @@ def _check_champion(
 ) -> None:
     theirs = _row(champion.metrics, "recovered").get("fvd_real")
     ours = _row(candidate.metrics, "recovered")["fvd_real"]
-    if dict(candidate.passport) != dict(champion.passport):
-        keys = sorted(
-            key
-            for key in {*candidate.passport, *champion.passport}
-            if candidate.passport.get(key) != champion.passport.get(key)
-        )
-        failures.append(f"measured differently from the champion ({', '.join(keys)}): not comparable")
+    differing = differences(candidate.passport, champion.passport)
+    if differing:
+        failures.append(f"measured differently from the champion, not comparable: {'; '.join(differing)}")
     elif not is_number(theirs):
         failures.append("the champion's fvd_real is missing: evaluate it again before comparing")
     elif ours > theirs * (1 + rules.max_fvd_regression):

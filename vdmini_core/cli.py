@@ -145,11 +145,17 @@ def plan_diff(
     )
 
 
-CORE_COMMANDS: dict[str, Callable[..., None]] = {
-    "inspect": inspect,
-    "generate": generate,
-    "plan-diff": plan_diff,
-}
+def core_commands() -> dict[str, Callable[..., None]]:
+    """Every command that needs the core alone."""
+    from vdmini_core.cli_metrics import fvd, fvd_stats
+
+    return {
+        "inspect": inspect,
+        "generate": generate,
+        "plan-diff": plan_diff,
+        "fvd": fvd,
+        "fvd-stats": fvd_stats,
+    }
 
 
 def new_app(help_text: str) -> typer.Typer:
@@ -202,6 +208,6 @@ def _report_unexpected(error: Exception) -> int:
 def main() -> None:
     """Entry point of `python -m vdmini_core`."""
     app = new_app("VDMini's core: inspect and run compressed video diffusion models.")
-    for name, function in CORE_COMMANDS.items():
+    for name, function in core_commands().items():
         app.command(name)(function)
     sys.exit(run_app(app))
