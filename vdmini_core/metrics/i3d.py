@@ -66,7 +66,7 @@ class FoldedConv(nn.Module):
             x, padding = F.pad(x, [p for pair in reversed(pads) for p in pair]), [0, 0, 0]
         if self.scale.numel():
             made = F.conv3d(x, self.weight, None, self.stride, padding)
-            return torch.addcmul(self.bias.view(-1, 1, 1, 1), made, self.scale).relu_()
+            return torch.addcmul(self.bias.view(-1, 1, 1, 1), made, self.scale, out=made).relu_()
         return F.conv3d(x, self.weight, self.bias, self.stride, padding).relu_()
 
     def fold(self, weight: Tensor, scale: Tensor, shift: Tensor) -> None:
@@ -151,14 +151,17 @@ class I3D(nn.Module):
         expected = expected_shapes()
         checked = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
         _check_state(checked, expected)
-        widened = {key: value.to(torch.float32).double() for key, value in checked.items()}
+
+        def exact(name: str) -> Tensor:
+            return checked[name].to(torch.float32).double()
+
         for name, layer in self.named_modules():
             if isinstance(layer, FoldedConv):
-                scale = widened[f"{name}.bn.weight"] / (widened[f"{name}.bn.running_var"] + bn_eps).sqrt()
-                shift = widened[f"{name}.bn.bias"] - widened[f"{name}.bn.running_mean"] * scale
-                layer.fold(widened[f"{name}.conv3d.weight"], scale, shift)
-        self.logits_weight.data.copy_(widened["logits.conv3d.weight"].flatten(1))
-        self.logits_bias.data.copy_(widened["logits.conv3d.bias"])
+                scale = exact(f"{name}.bn.weight") / (exact(f"{name}.bn.running_var") + bn_eps).sqrt()
+                shift = exact(f"{name}.bn.bias") - exact(f"{name}.bn.running_mean") * scale
+                layer.fold(exact(f"{name}.conv3d.weight"), scale, shift)
+        self.logits_weight.data.copy_(exact("logits.conv3d.weight").flatten(1))
+        self.logits_bias.data.copy_(exact("logits.conv3d.bias"))
         return self.eval()
 
 
