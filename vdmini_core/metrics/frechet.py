@@ -125,10 +125,10 @@ def moments(data: ArrayLike | GaussianStats, what: str, ddof: int = 1) -> Moment
 def _root(covariance: Array) -> Array:
     """F with F^T F = covariance: any will do, and Cholesky's is sixty times cheaper than eigenvalues."""
     try:
-        factor = np.linalg.cholesky(covariance)
+        factor = np.asarray(np.linalg.cholesky(covariance), np.float64)
         pivots = np.diagonal(factor)
         if pivots.min() > LEAST_PIVOT * pivots.max():
-            return factor.T
+            return factor.T.copy()
     except np.linalg.LinAlgError:
         pass
     eigenvalues, vectors = np.linalg.eigh(covariance)
