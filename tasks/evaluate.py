@@ -217,8 +217,9 @@ def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    shown = ("fvd_real", "fvd_teacher", "mse_teacher", "content_teacher", "motion_teacher", "params", "flops")
+    shown = ["fvd_real", "fvd_teacher", "mse_teacher", "content_teacher", "motion_teacher"]
+    shown += [key for key in ("trajectory_error",) if key in metrics["recovered"]]
     return [
-        {"row": row, **{key: metrics[row].get(key) for key in shown}}
+        {"row": row, **{key: metrics[row].get(key) for key in (*shown, "params", "flops")}}
         for row in (*MODELS, "repeat_first_frame", "real")
     ]

@@ -22,11 +22,19 @@ LABELS = {
     "fvd_real": "Fréchet distance to real clips",
     "fvd_teacher": "Fréchet distance to the teacher’s clips",
     "mse_teacher": "Squared error to the teacher’s clip, same noise",
+    "psnr_teacher": "PSNR to the teacher’s clip, dB",
+    "ssim_teacher": "SSIM to the teacher’s clip",
+    "temporal_error_teacher": "Squared error of the changes between frames, to the teacher’s clip",
+    "perceptual_teacher": "Perceptual distance to the teacher’s clip",
+    "trajectory_error": "Sprites: distance from their true place, pixels",
+    "colour_error": "Sprites: error of their mean colour, 0 to 1",
+    "shape_error": "Sprites: share of their pattern that is wrong",
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
     "params": "Parameters",
     "flops": "FLOPs of one pass",
 }
+TRUTH = ("trajectory_error", "colour_error", "shape_error")
 LATENCY = {"unet": "U-Net, one pass", "vae_decoder": "VAE decoder", "end_to_end": "End to end"}
 HIGHER_IS_BETTER = ("psnr", "ssim", "cosine", "correlation", "similarity", "consistency", "smoothness")
 
@@ -122,10 +130,11 @@ def comparison(metrics: dict[str, Any], timing: dict[str, Any]) -> list[tuple[st
     known = [key for key in LABELS if key in keys]
     rest = sorted(key for key in keys if key not in LABELS)
     groups = {
-        "Whole clip": [k for k in known if k not in ("params", "flops")]
+        "Whole clip": [k for k in known if k not in ("params", "flops", *TRUTH)]
         + [k for k in rest if not k.startswith(("content", "motion"))],
         "Content, frame by frame": [k for k in rest if k.startswith("content")],
         "Motion, between frames": [k for k in rest if k.startswith("motion")],
+        "Known truth of drawn clips": [k for k in TRUTH if k in keys],
         "Cost": ["params", "flops"],
     }
     lines = [(title, [_line(metrics, key) for key in keys]) for title, keys in groups.items() if keys]
