@@ -9,8 +9,10 @@ from vdmini_core.artifacts import read_json, sha256_file
 from vdmini_core.bundled import bundled_teacher_path
 from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seeds
 from vdmini_core.errors import ModelError
+from vdmini_core.models.registry import family_of
 from vdmini_core.teacher.architecture import call_arguments
 from vdmini_core.teacher.export import RECORD, data_digest, load_exported, recorded_sample
+from vdmini_core.teacher.measure import sample_clips
 from vdmini_core.teacher.one_step import encode_clips, probe
 from vdmini_core.teacher.vae_training import reconstruction_psnr
 
@@ -48,6 +50,18 @@ def test_it_moves_and_its_deep_pairs_carry_the_motion() -> None:
     assert min(found["effect"]["D.2"], found["effect"]["U.1"]) > 0.05
     assert TRAINING["measured"]["mse_ratio"] < 0.4
     assert reconstruction_psnr(pipeline.vae, clips[:2]) > 30
+
+
+def test_the_recipe_of_the_paper_can_be_cut_and_breaks_it() -> None:
+    pipeline = load_exported(ROOT)
+    clips = render_clips(ProceduralSpec(), split_seeds("test", 2, 0))
+    family, teacher = family_of(pipeline), pipeline.unet
+    errors = {}
+    for name, unet in (("whole", teacher), ("cut", family.prune(teacher, family.paper_cut(teacher)))):
+        pipeline.register_modules(unet=unet)
+        made = sample_clips(pipeline, clips, call_arguments("mini"))
+        errors[name] = float(((made - clips / 255.0) ** 2).mean())
+    assert errors["cut"] > 2 * errors["whole"], "there is something to recover"
 
 
 def test_call_arguments_travel_with_the_weights() -> None:
