@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from tasks.stage import REPRODUCIBLE, STAGES
-from vdmini_core.cli import CORE_COMMANDS, JsonOption, new_app, print_json, run_app
+from vdmini_core.cli import CORE_COMMANDS, new_app, run_app
 from vdmini_core.errors import VDMiniError
+from vdmini_core.printing import JsonOption, print_json
 
 app = new_app("Compress video diffusion models: profile, plan, prune, recover with ICMD, evaluate, register.")
 
@@ -191,7 +192,7 @@ def init(folder: Annotated[Path, typer.Argument(help="new project folder")]) -> 
 def doctor(as_json: JsonOption = False, root: RootOption = Path()) -> None:
     """Check installation, project and services, and say how to mend what is wrong."""
     from flows.doctor import examine
-    from vdmini_core.cli import print_rows
+    from vdmini_core.printing import print_rows
 
     findings = examine(root.resolve())
     print_json(findings) if as_json else print_rows(findings)
