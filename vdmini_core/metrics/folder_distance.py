@@ -18,7 +18,7 @@ from vdmini_core.errors import DataError
 from vdmini_core.metrics.extractors import Extractor
 from vdmini_core.metrics.folder import Features, FolderSide, Measured, Settings, folders_opened
 from vdmini_core.metrics.frechet import frechet_distance
-from vdmini_core.metrics.passport import Passport, join
+from vdmini_core.metrics.passport import Passport, join, version_remarks
 from vdmini_core.metrics.saved_stats import SUFFIX, load_stats
 from vdmini_core.metrics.uncertainty import NoiseFloor, frechet_with_interval, noise_floor
 
@@ -139,7 +139,7 @@ def _distance(
         notes.append("both sides hold the very same clips")
     interval, why_not = _interval(real, generated, value, seed)
     floor, remark = _floor(for_floor, min(n_real, n_generated), seed)
-    notes += [note for note in (why_not, remark, *_versions(real.passport, generated.passport)) if note]
+    notes += [note for note in (why_not, remark, *version_remarks(real.passport, generated.passport)) if note]
     return FolderDistance(
         value, interval, floor, passport, tuple(notes), {**real.skipped, **generated.skipped}
     )
@@ -170,12 +170,3 @@ def _floor(features: Features | None, n: int, seed: int) -> tuple[NoiseFloor | N
         f"the noise floor is {size} against {size} real clips, for there are no {2 * n}: "
         f"at {n} against {n} it would be lower"
     )
-
-
-def _versions(real: Passport, generated: Passport) -> list[str]:
-    theirs = dict(generated.versions)
-    return [
-        f"{name} {version} made the real statistics, {theirs.get(name, 'none')} the generated ones"
-        for name, version in real.versions
-        if theirs.get(name) != version
-    ]

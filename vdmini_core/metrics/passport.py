@@ -186,11 +186,16 @@ def require_comparable(a: Passport, b: Passport, names: tuple[str, str] = ("a", 
             found=_listed(differences),
             fix="measure both with the same settings on the same real clips",
         )
-    theirs = dict(b.versions)
+    return version_remarks(a, b)
+
+
+def version_remarks(a: Passport, b: Passport) -> list[str]:
+    """Versions that differ, one line each: they may move the last digits."""
+    ours, theirs = dict(a.versions), dict(b.versions)
     return [
-        f"{name}: {version} against {theirs.get(name, 'unknown')}"
-        for name, version in a.versions
-        if theirs.get(name) != version
+        f"version of {name}: {_shown(ours.get(name))} against {_shown(theirs.get(name))}"
+        for name in sorted({*ours, *theirs})
+        if ours.get(name) != theirs.get(name)
     ]
 
 
