@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from tasks.models import device_of, load_teacher
+from tasks.protocol import fit_protocol, passports, protocol_extractor
 from tasks.stage import StageJob, StageOutcome
-from vdmini_core.artifacts import read_json, sha256_file, write_json
+from vdmini_core.artifacts import write_json
 from vdmini_core.data.clips import load_clips
-from vdmini_core.metrics.comparison import PREFIX, compare_rows, repeat_first_frame, significant
-from vdmini_core.metrics.extractors import Extractor
-from vdmini_core.metrics.passport import Side, features_passport
-from vdmini_core.metrics.protocol import Protocol, load_protocol_extractor, make_protocol
+from vdmini_core.metrics.comparison import compare_rows, repeat_first_frame, significant
 from vdmini_core.metrics.showcase import write_videos
 from vdmini_core.metrics.speed import compare_latency
 from vdmini_core.models.base import Family, SamplingSettings
@@ -49,9 +47,9 @@ class Bench:
 
 def run(job: StageJob) -> StageOutcome:
     """Write `metrics.json` and `videos/`; latencies go to `timing.json`."""
-    extract = _protocol_extractor(job)  # first: nobody should sample for hours to learn of a missing file
+    extract = protocol_extractor(job)  # first: nobody should sample for hours to learn of a missing file
     real, other = _real_clips(job)
-    protocol = _protocol(job, extract, len(real))
+    protocol = fit_protocol(job, extract, len(real))
     bench = _load_bench(job)
     seeds = [job.params.base.seed * SEED_STRIDE + index for index in range(len(real))]
     rows = _generate_rows(bench, real, seeds, job.params.sampling.batch_size)
@@ -60,7 +58,7 @@ def run(job: StageJob) -> StageOutcome:
     metrics |= {
         "clips": len(real),
         "noise_floor": compared["noise_floor"],
-        "passport": _passports(job, real, bench, compared["passport"], protocol),
+        "passport": passports(job, real, bench.settings, compared["passport"], protocol),
     }
     write_json(job.out / "metrics.json", metrics)
     shown = {name: rows[name] for name in ("real", *MODELS)}
@@ -68,27 +66,6 @@ def run(job: StageJob) -> StageOutcome:
     timing = _timing(job, bench, real, seeds)
     table = _table(metrics, extract.name if extract else None)
     return StageOutcome(_headline(metrics), timing=timing, table=table, title="Quality")
-
-
-def _protocol_extractor(job: StageJob) -> Extractor | None:
-    """The network of `evaluate.fvd`, where there is one beside the built-in measures."""
-    fvd = job.params.evaluate.fvd
-    if fvd.extractor == "embedded":
-        return None
-    given: Path | str | None = fvd.weights
-    if fvd.weights is not None and "://" not in fvd.weights:
-        local = job.path(fvd.weights)
-        # What is no file here may be a name on the hub, which only `videomae` understands.
-        given = local if fvd.extractor == "i3d" or local.exists() else fvd.weights
-    return load_protocol_extractor(fvd, given, device_of(job))
-
-
-def _protocol(job: StageJob, extract: Extractor | None, count: int) -> Protocol | None:
-    if extract is None:
-        return None
-    entries = read_json(job.artifact("prepare") / "index.json").get("test", [])[:count]
-    sources = [entry.get("source") for entry in entries] + [None] * (count - len(entries))
-    return make_protocol(extract, job.params.evaluate.fvd, job.params.prepare, sources)
 
 
 def _real_clips(job: StageJob) -> tuple[Tensor, Tensor]:
@@ -134,38 +111,6 @@ def _with_costs(rows: dict[str, dict[str, Any]], bench: Bench) -> dict[str, Any]
     for cost in ("params", "flops"):
         metrics[f"{cost}_ratio"] = significant(metrics["recovered"][cost] / metrics["teacher"][cost])
     return metrics
-
-
-def _passports(
-    job: StageJob,
-    real: Tensor,
-    bench: Bench,
-    extractors: dict[str, dict[str, Any]],
-    protocol: Protocol | None,
-) -> dict[str, Any]:
-    """Measure -> passport of its distance to the real clips (`fvd_real`, `content_real`, ...)."""
-    prepared = job.artifact("prepare")
-    entries = read_json(prepared / "index.json").get("test", [])
-    decoders = tuple(sorted({str(e.get("decoder")) for e in entries if isinstance(e, dict)}))
-    data = sha256_file(prepared / "clips-test.safetensors")
-    sampled = f"sampled: {bench.settings.steps} steps, guidance {bench.settings.guidance}"
-    found = {}
-    for name, extractor in extractors.items():
-        clips, frames, fps = len(real), real.shape[1], job.params.prepare.fps
-        size = (real.shape[2], real.shape[3])
-        if protocol is not None and name == protocol.extract.name:
-            clips, frames, fps = len(protocol.chosen), protocol.frames, protocol.fps
-            size = protocol.size or size
-        passport = features_passport(
-            extractor,
-            frames=frames,
-            size=size,
-            fps=fps,
-            side=Side(clips, "test", decoders, data),
-        )
-        joined = replace(passport, generated=Side(clips, choice=sampled))
-        found[PREFIX.get(name, name)] = joined.to_json()
-    return found
 
 
 def _timing(job: StageJob, bench: Bench, real: Tensor, seeds: list[int]) -> dict[str, Any]:

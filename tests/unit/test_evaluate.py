@@ -35,13 +35,15 @@ def prepare(folder):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
+    from vdmini_core.models.base import SamplingSettings
     from vdmini_core.models.registry import save_pipeline
     from vdmini_core.teacher.architecture import build_pipeline
 
     root = tmp_path_factory.mktemp("project")
     prepare(root / "artifacts" / "prepare")
     pipeline = build_pipeline("nano", seed=0)
-    save_pipeline(pipeline, root / "artifacts" / "teacher" / "pipeline", None)
+    settings = SamplingSettings(frames=4, height=32, width=32, fps=8.0, steps=1)
+    save_pipeline(pipeline, root / "artifacts" / "teacher" / "pipeline", settings)
     for stage, size in (("prune", 0.5), ("distill", 0.02)):
         student = copy.deepcopy(pipeline)
         with torch.no_grad():
@@ -123,7 +125,7 @@ def test_twice_the_same_bytes(root, evaluated, tmp_path):
 
 
 def test_a_published_protocol_is_one_more_measure(root, tmp_path, monkeypatch):
-    import tasks.evaluate
+    import tasks.protocol
     from vdmini_core.metrics.extractors import Extractor
 
     seen = []
@@ -136,7 +138,7 @@ def test_a_published_protocol_is_one_more_measure(root, tmp_path, monkeypatch):
         assert (str(weights), device) == (str(root / "i3d.pt"), "cpu")
         return Extractor("i3d", 6, pooled, {"weights_sha256": fvd.sha256, "layer": fvd.layer})
 
-    monkeypatch.setattr(tasks.evaluate, "load_protocol_extractor", network)
+    monkeypatch.setattr(tasks.protocol, "load_protocol_extractor", network)
     asked = {"extractor": "i3d", "weights": "i3d.pt", "sha256": "ab" * 32, "layer": "pooled"}
     asked |= {"clips": 4, "frames": 2, "fps": 4.0, "height": 16, "width": 24}
     outcome, metrics, _ = evaluate(root, tmp_path / "out", **asked)

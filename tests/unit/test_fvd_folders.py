@@ -188,9 +188,9 @@ def break_file(path: Path, how: str) -> str:
         return "too short: 5 frames, a clip of 6 spans 6"
     if how == "another size":
         encode(path, numbered(2 * FRAMES, 48), fps=8)
-        return "48x48 pixels, most have 32x32: give --size"
+        return "48x48 pixels, others 32x32: give --size"
     encode(path, frames, fps=12)
-    return "12 frames per second, most have 8: give --fps or --stride"
+    return "12 frames per second, others 8: give --fps or --stride"
 
 
 @pytest.mark.parametrize("how", ["no video", "cut off", "empty", "too short", "another size", "another rate"])
@@ -236,6 +236,9 @@ def test_one_clip_and_no_clips(folders: Path, tmp_path: Path) -> None:
     message = refusal("fvd", one, folders / "generated", *OPTIONS)
     assert f"{one} gives too few clips" in message
     assert "found: 1" in message
+    (one / "junk.mp4").write_text("junk")
+    assert f"{one / 'junk.mp4'}: " in refusal("fvd", one, folders / "generated", *OPTIONS, "--skip-bad")
+    (one / "junk.mp4").unlink()
     assert "is no folder" in refusal("fvd", folders / "nowhere", one)
     assert "is no folder" in refusal("fvd", one / "clip-00.mp4", one)
     shutil.copy(folders / "generated" / "clip-01.mp4", one)

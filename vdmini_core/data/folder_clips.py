@@ -158,18 +158,19 @@ class FolderClips:
         if self.size is None:
             self.size = Counter(pick.size for pick in picks).most_common(1)[0][0]
         if self.fps is None and self._spec.stride is None:
-            self.fps = Counter(pick.rate for pick in picks).most_common(1)[0][0]
+            # To a tenth: 29.97 and 30 are one rate, and the mean rate of a file wavers in its last digits.
+            self.fps = Counter(round(pick.rate, 1) for pick in picks).most_common(1)[0][0]
 
     def _fits(self, pick: _Pick) -> bool:
         if pick.file.name in self.bad:
             return False
         if self._spec.size is None and pick.size != self.size:
             self.bad[pick.file.name] = (
-                f"its frames have {_wide(pick.size)} pixels, most have {_wide(self.size)}: give --size"
+                f"its frames have {_wide(pick.size)} pixels, others {_wide(self.size)}: give --size"
             )
         elif self._spec.fps is None and self.fps and abs(pick.rate / self.fps - 1) > SAME_RATE:
             self.bad[pick.file.name] = (
-                f"it has {pick.rate:g} frames per second, most have {self.fps:g}: give --fps or --stride"
+                f"it has {pick.rate:g} frames per second, others {self.fps:g}: give --fps or --stride"
             )
         return pick.file.name not in self.bad
 
@@ -214,15 +215,19 @@ class FolderClips:
         finally:
             raw.unlink()
 
-    def _complain(self) -> None:
-        if not self.bad or self._spec.skip_bad:
-            return
+    def complaint(self) -> str:
+        """The files that cannot be used and why, a line each; empty where there are none."""
         lines = [f"{self.root / name}: {reason}" for name, reason in list(self.bad.items())[:_SHOWN]]
         if len(self.bad) > _SHOWN:
             lines.append(f"and {len(self.bad) - _SHOWN} more")
+        return "".join(f"\n      {line}" for line in lines)
+
+    def _complain(self) -> None:
+        if not self.bad or self._spec.skip_bad:
+            return
         raise DataError(
             f"{len(self.bad)} file{'s' * (len(self.bad) > 1)} in {self.root} cannot be used",
-            found="".join(f"\n      {line}" for line in lines),
+            found=self.complaint(),
             fix="mend or remove them; --skip-bad goes on without them and lists them",
         )
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vdmini_core.metrics.extractors import Extractor, load_extractor
+    from vdmini_core.metrics.folder_distance import folder_distance
     from vdmini_core.metrics.frechet import GaussianStats, frechet_distance
     from vdmini_core.metrics.paired import paired_mse, psnr, ssim, temporal_difference_error
+    from vdmini_core.metrics.passport import Passport, require_comparable
     from vdmini_core.metrics.speed import compare_latency, count_flops, measure_latency, peak_memory
     from vdmini_core.metrics.uncertainty import (
         FrechetResult,
@@ -26,8 +28,10 @@ _HOMES = {
     "FrechetResult": "metrics.uncertainty",
     "GaussianStats": "metrics.frechet",
     "NoiseFloor": "metrics.uncertainty",
+    "Passport": "metrics.passport",
     "compare_latency": "metrics.speed",
     "count_flops": "metrics.speed",
+    "folder_distance": "metrics.folder_distance",
     "frechet_distance": "metrics.frechet",
     "frechet_infinite": "metrics.uncertainty",
     "frechet_with_interval": "metrics.uncertainty",
@@ -37,6 +41,7 @@ _HOMES = {
     "paired_mse": "metrics.paired",
     "peak_memory": "metrics.speed",
     "psnr": "metrics.paired",
+    "require_comparable": "metrics.passport",
     "ssim": "metrics.paired",
     "temporal_difference_error": "metrics.paired",
 }
@@ -46,8 +51,10 @@ __all__ = [
     "FrechetResult",
     "GaussianStats",
     "NoiseFloor",
+    "Passport",
     "compare_latency",
     "count_flops",
+    "folder_distance",
     "frechet_distance",
     "frechet_infinite",
     "frechet_with_interval",
@@ -57,6 +64,7 @@ __all__ = [
     "paired_mse",
     "peak_memory",
     "psnr",
+    "require_comparable",
     "ssim",
     "temporal_difference_error",
 ]

@@ -178,14 +178,14 @@ class FolderSide:
             yield chunk, features
 
     def _demand(self, found: int) -> None:
-        n = self._settings.n
+        n, bad = self._settings.n, self._source.complaint()
         if found < (n or 2):
-            left_out = f"; {len(self._source.bad)} files cannot be used" if self._source.bad else ""
             raise DataError(
                 f"{self.name} gives too few clips",
-                expected=f"{n} (--n)" if n else "at least 2: a covariance needs them",
-                found=f"{found} of {self._settings.frames} frames{left_out}",
-                fix="add videos, raise --clips-per-video, or lower --n on both sides (no clip counts twice)",
+                expected=f"{n} (--n)" if n else "at least 2, for a covariance",
+                found=f"{found} of {self._settings.frames} frames{'; not used:' if bad else ''}{bad}",
+                fix="add videos, or raise --clips-per-video"
+                + (", or lower --n on both sides (no clip counts twice)" if n else ""),
             )
 
 
