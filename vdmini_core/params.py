@@ -192,10 +192,10 @@ class FvdParams(Section):
         "embedded", description="embedded: the built-in measures alone, and nothing below counts"
     )
     weights: str | None = Field(
-        None, min_length=1, description="path, seen from the project folder, or https or s3 address"
+        None, min_length=1, description="path, seen from the project folder, or address"
     )
     sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="of the weights file; results are kept under it"
+        None, pattern=r"^[0-9a-f]{64}$", description="of i3d's weights file; results are kept under it"
     )
     convention: Literal["videogpt", "styleganv", "cdfvd"] = Field(
         "videogpt", description="scaling, resizing and cropping in front of i3d"

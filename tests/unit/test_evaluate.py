@@ -124,25 +124,37 @@ def test_twice_the_same_bytes(root, evaluated, tmp_path):
         assert (first / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
+class ColourNetwork:
+    """An extractor that takes six numbers of a clip: the mean colours of its first and last frame."""
+
+    name, dim, least_frames = "i3d", 6, 2
+
+    def __init__(self, identity):
+        self.identity, self.frames_seen = identity, set()
+
+    def __call__(self, videos, progress=False):
+        self.frames_seen.add(videos.shape[1])
+        return (videos[:, [0, -1]].float() / 255).mean(dim=(2, 3)).flatten(1).numpy()
+
+    def passport(self):
+        return {"extractor": self.name, "dim": self.dim, "resize": "none", **self.identity}
+
+
 def test_a_published_protocol_is_one_more_measure(root, tmp_path, monkeypatch):
     import tasks.protocol
-    from vdmini_core.metrics.extractors import Extractor
 
-    seen = []
-
-    def pooled(batch):  # (B, 3, F, H, W) -> mean colours of the first and last frame
-        seen.append(batch.shape[2])
-        return batch[:, :, [0, -1]].mean(dim=(3, 4)).flatten(1)
+    made = []
 
     def network(fvd, weights, device):
         assert (str(weights), device) == (str(root / "i3d.pt"), "cpu")
-        return Extractor("i3d", 6, pooled, {"weights_sha256": fvd.sha256, "layer": fvd.layer})
+        made.append(ColourNetwork({"weights_sha256": fvd.sha256, "layer": fvd.layer}))
+        return made[0]
 
     monkeypatch.setattr(tasks.protocol, "load_protocol_extractor", network)
     asked = {"extractor": "i3d", "weights": "i3d.pt", "sha256": "ab" * 32, "layer": "pooled"}
     asked |= {"clips": 4, "frames": 2, "fps": 4.0, "height": 16, "width": 24}
     outcome, metrics, _ = evaluate(root, tmp_path / "out", **asked)
-    assert set(seen) == {2}
+    assert made[0].frames_seen == {2}
     for row in ROWS:
         low, high = metrics[row]["i3d_real_interval"]
         assert low <= metrics[row]["i3d_real"] <= high

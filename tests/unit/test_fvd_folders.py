@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 from video_toys import encode, number_of, numbered
 
+from vdmini_core.artifacts import sha256_file
 from vdmini_core.cli import CORE_COMMANDS, new_app
 from vdmini_core.data.decode_pool import DecodePool
 from vdmini_core.data.folder_clips import ClipSpec, FolderClips
@@ -26,6 +27,7 @@ from vdmini_core.metrics.folder_distance import folder_distance
 
 FRAMES, SIDE, N = 6, 32, 7
 OPTIONS = ["--frames", str(FRAMES)]
+I3D = Path(__file__).parents[3] / "shared" / "reference" / "i3d" / "i3d_weights.safetensors"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -319,3 +321,22 @@ def test_tables_are_for_people(folders: Path, tmp_path: Path) -> None:
         assert text in shown
     told = run("fvd-stats", folders / "real", "-o", tmp_path / "s.safetensors", *OPTIONS).stdout
     assert "statistics of 14 clips, 64 features" in told
+
+
+@pytest.mark.skipif(not I3D.is_file(), reason="the original network's numbers are not beside the checkout")
+def test_i3d_by_its_conventions(tmp_path: Path) -> None:
+    pytest.importorskip("vdmini_core.metrics.i3d")
+    real, generated = write(tmp_path / "real", 1, 3), write(tmp_path / "generated", 2, 3)
+    weights = ("--extractor", "i3d", "--weights", I3D, "--frames", 10)
+    found = run_json("fvd", real, generated, *weights, "--convention", "styleganv")
+    passport = found["passport"]
+    assert (passport["extractor"], passport["dim"]) == ("i3d", 400)
+    assert passport["weights_sha256"] == sha256_file(I3D)
+    run_json("fvd-stats", real, "-o", tmp_path / "s.safetensors", *weights, "--convention", "styleganv")
+    again = run_json("fvd", tmp_path / "s.safetensors", generated, *weights, "--convention", "styleganv")
+    assert again["value"] == pytest.approx(found["value"], rel=1e-9)
+    message = refusal("fvd", tmp_path / "s.safetensors", generated, *weights, "--convention", "cdfvd")
+    assert "resize: styleganv" in message
+    message = refusal("fvd", tmp_path / "s.safetensors", generated, *weights, "--layer", "pooled")
+    assert "dim: 400 against 1024" in message
+    assert "sha256" in refusal("fvd", real, generated, *weights, "--sha256", "0" * 64)

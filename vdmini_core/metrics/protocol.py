@@ -74,11 +74,9 @@ def load_protocol_extractor(params: FvdParams, weights: Path | str | None, devic
     options: dict[str, Any] = {}
     if params.extractor == "i3d":
         _demand_weights(params, weights)
-        options = {"convention": params.convention, "layer": params.layer}
+        options = {"convention": params.convention, "layer": params.layer, "sha256": params.sha256}
     if weights is not None:
         options["weights"] = str(weights)
-    if params.sha256 is not None:
-        options["sha256"] = params.sha256
     return load_extractor(params.extractor, device=device, **options)
 
 
