@@ -194,16 +194,16 @@ def from_files(weights: Path, count: int) -> dict[str, float]:
     import torch
 
     from vdmini_core.data.video import write_mp4
-    from vdmini_core.metrics import load_extractor
-    from vdmini_core.metrics.folder import Reading, read_side
+    from vdmini_core.metrics.folder import Settings, folder_stats
 
     torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as folder:
         for index, clip in enumerate(clips_of(count, 0)):
             write_mp4(Path(folder) / f"{index}.mp4", clip, 8.0)
-        extract = load_extractor("i3d", weights=weights, convention="cdfvd", batch_size=BATCH)
+        options = {"weights": str(weights), "convention": "cdfvd"}
+        settings = Settings("i3d", options, FRAMES, fps=8.0, size=(SIDE, SIDE))
         started = time.perf_counter()
-        read_side(Path(folder), extract, Reading(FRAMES, 8.0, (SIDE, SIDE)))
+        folder_stats(Path(folder), settings)
         return {"clips_per_second": round(count / (time.perf_counter() - started), 3)}
 
 

@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from tasks.stage import REPRODUCIBLE, STAGES
-from vdmini_core.cli import JsonOption, core_commands, new_app, print_json, run_app
+from vdmini_core.cli import CORE_COMMANDS, new_app, run_app
 from vdmini_core.errors import VDMiniError
+from vdmini_core.printing import JsonOption, print_json
 
 app = new_app("Compress video diffusion models: profile, plan, prune, recover with ICMD, evaluate, register.")
 
@@ -191,7 +192,7 @@ def init(folder: Annotated[Path, typer.Argument(help="new project folder")]) -> 
 def doctor(as_json: JsonOption = False, root: RootOption = Path()) -> None:
     """Check installation, project and services, and say how to mend what is wrong."""
     from flows.doctor import examine
-    from vdmini_core.cli import print_rows
+    from vdmini_core.printing import print_rows
 
     findings = examine(root.resolve())
     print_json(findings) if as_json else print_rows(findings)
@@ -202,7 +203,7 @@ def doctor(as_json: JsonOption = False, root: RootOption = Path()) -> None:
 _OWN_COMMANDS: dict[str, Callable[..., None]] = {"prepare": _prepare_command, "teacher": _teacher_command}
 for _name in STAGES:
     app.command(_name)(_OWN_COMMANDS.get(_name) or _stage_command(_name))
-for _name, _function in core_commands().items():
+for _name, _function in CORE_COMMANDS.items():
     app.command(_name)(_function)
 
 

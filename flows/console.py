@@ -12,7 +12,7 @@ from rich.text import Text
 from flows.execution import StageReport
 from tasks.stage import STAGES, StageResult
 from vdmini_core.artifacts import read_json
-from vdmini_core.cli import print_json, print_rows
+from vdmini_core.printing import print_json, print_rows
 
 _ROWS = ("teacher", "pruned", "recovered", "repeat_first_frame", "real")
 MAX_NOTES = 40

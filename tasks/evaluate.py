@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from tasks.models import device_of, load_teacher
+from tasks.protocol import fit_protocol, passports, protocol_extractor
 from tasks.stage import StageJob, StageOutcome
-from vdmini_core.artifacts import read_json, sha256_file, write_json
+from vdmini_core.artifacts import write_json
 from vdmini_core.data.clips import load_clips
 from vdmini_core.metrics.comparison import compare_rows, repeat_first_frame, significant
 from vdmini_core.metrics.showcase import write_videos
@@ -49,23 +49,27 @@ class Bench:
 
 def run(job: StageJob) -> StageOutcome:
     """Write `metrics.json` and `videos/`; latencies go to `timing.json`."""
+    extract = protocol_extractor(job)  # first: nobody should sample for hours to learn of a missing file
     real, other = _real_clips(job)
+    protocol = fit_protocol(job, extract, len(real))
     bench = _load_bench(job)
     seeds = [job.params.base.seed * SEED_STRIDE + index for index in range(len(real))]
     rows = _generate_rows(bench, real, seeds, job.params.sampling.batch_size)
     truth = _truth(job, len(real))
-    compared = compare_rows(rows, other, job.params.base.seed, bench.device, truth)
+    seed = job.params.base.seed
+    compared = compare_rows(rows, other, seed, bench.device, truth, protocol=protocol)
     metrics = _with_costs(compared["rows"], bench)
     metrics |= {
         "clips": len(real),
         "noise_floor": compared["noise_floor"],
-        "passport": _passport(job, real, bench, compared["passport"]),
+        "passport": passports(job, real, bench.settings, compared["passport"], protocol),
     }
     write_json(job.out / "metrics.json", metrics)
     shown = {name: rows[name] for name in ("real", *MODELS)}
     write_videos(shown, job.out / "videos", job.params.evaluate.videos, job.params.prepare.fps)
     timing = _timing(job, bench, real, seeds)
-    return StageOutcome(_headline(metrics), timing=timing, table=_table(metrics), title="Quality")
+    table = _table(metrics, extract.name if extract else None)
+    return StageOutcome(_headline(metrics), timing=timing, table=table, title="Quality")
 
 
 def _real_clips(job: StageJob) -> tuple[Tensor, Tensor]:
@@ -119,25 +123,6 @@ def _with_costs(rows: dict[str, dict[str, Any]], bench: Bench) -> dict[str, Any]
     for cost in ("params", "flops"):
         metrics[f"{cost}_ratio"] = significant(metrics["recovered"][cost] / metrics["teacher"][cost])
     return metrics
-
-
-def _passport(job: StageJob, real: Tensor, bench: Bench, extractors: dict[str, Any]) -> dict[str, Any]:
-    """What the values depend on; values of different passports must not be compared."""
-    index = read_json(job.artifact("prepare") / "index.json")
-    decoders = {str(entry.get("decoder")) for entry in index.get("test", []) if isinstance(entry, dict)}
-    return {
-        "extractors": extractors,
-        "clips": len(real),
-        "frames": real.shape[1],
-        "size": [real.shape[2], real.shape[3]],
-        "fps": job.params.prepare.fps,
-        "split": "test",
-        "data": sha256_file(job.artifact("prepare") / "clips-test.safetensors"),
-        "decoders": sorted(decoders),
-        "sampling": {"steps": bench.settings.steps, "guidance": bench.settings.guidance},
-        "covariance": "n - 1",
-        "versions": {"torch": torch.__version__.split("+")[0], "numpy": np.__version__},
-    }
 
 
 def _timing(job: StageJob, bench: Bench, real: Tensor, seeds: list[int]) -> dict[str, Any]:
@@ -216,8 +201,9 @@ def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _table(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    shown = ["fvd_real", "fvd_teacher", "mse_teacher", "content_teacher", "motion_teacher"]
+def _table(metrics: dict[str, Any], protocol: str | None) -> list[dict[str, Any]]:
+    published = [f"{protocol}_real"] if protocol else []
+    shown = ["fvd_real", "fvd_teacher", *published, "mse_teacher", "content_teacher", "motion_teacher"]
     shown += [key for key in ("trajectory_error",) if key in metrics["recovered"]]
     return [
         {"row": row, **{key: metrics[row].get(key) for key in (*shown, "params", "flops")}}

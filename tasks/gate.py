@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vdmini_core.metrics.passport import differences
+from vdmini_core.errors import DataError
+from vdmini_core.metrics.passport import Passport, require_comparable
 from vdmini_core.params import PromoteParams, is_number
 
 
@@ -33,7 +34,7 @@ class Candidate:
     Attributes:
         metrics: `artifacts/evaluate/metrics.json`.
         speedup: U-Net speed-up over the teacher, None where not measured.
-        passport: how the metrics were measured; only equal passports compare.
+        passport: measure (`fvd`, `content`, ...) -> how it was measured (`metrics.passport.Passport`).
     """
 
     metrics: Mapping[str, Any]
@@ -92,10 +93,13 @@ def _check_champion(
 ) -> None:
     theirs = _row(champion.metrics, "recovered").get("fvd_real")
     ours = _row(candidate.metrics, "recovered")["fvd_real"]
-    differing = differences(candidate.passport, champion.passport)
-    if differing:
-        failures.append(f"measured differently from the champion, not comparable: {'; '.join(differing)}")
-    elif not is_number(theirs):
+    try:
+        passports = _passport(candidate, "the candidate's"), _passport(champion, "the champion's")
+        remarks = require_comparable(*passports, names=("the candidate", "the champion"))
+    except DataError as error:
+        failures.append(" ".join(f"{error.problem}: {error.found}".split()))
+        return
+    if not is_number(theirs):
         failures.append("the champion's fvd_real is missing: evaluate it again before comparing")
     elif ours > theirs * (1 + rules.max_fvd_regression):
         failures.append(
@@ -103,4 +107,8 @@ def _check_champion(
             f"by more than {rules.max_fvd_regression:.0%}"
         )
     else:
-        passes.append(f"fvd_real {ours:.4g} against the champion's {theirs:.4g}")
+        passes += [f"fvd_real {ours:.4g} against the champion's {theirs:.4g}", *remarks]
+
+
+def _passport(version: Candidate, whose: str) -> Passport:
+    return Passport.from_json(version.passport.get("fvd"), f"{whose} passport of fvd_real")

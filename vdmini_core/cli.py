@@ -1,11 +1,10 @@
-"""Commands that need the core alone: `python -m vdmini_core inspect | generate`.
+"""Commands that need the core alone: `python -m vdmini_core inspect | generate | fvd ...`.
 
 The full command line (`flows/cli.py`) offers the very same functions under `vdmini`.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,45 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from vdmini_core.cli_metrics import fvd, fvd_stats
 from vdmini_core.errors import DataError, VDMiniError
-
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-
-
-def print_json(data: Any) -> None:
-    """JSON to standard output, nothing else."""
-    sys.stdout.write(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n")
-
-
-def print_rows(rows: list[dict[str, Any]], title: str = "", console: Console | None = None) -> None:
-    """A table with one column per key; text as it is, never read as markup."""
-    table = Table(title=title or None, title_justify="left", header_style="bold")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for name in columns:
-        numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in columns))
-    console = console or Console()
-    if not console.is_terminal:
-        # A pipe has no width: do not fold what a file can hold.
-        console.width = max(console.width, 140)
-    console.print(table, markup=False)
-
-
-def _cell(value: Any) -> Any:
-    from rich.text import Text
-
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return Text(str(value))
+from vdmini_core.printing import JsonOption, check_device, print_json, print_rows
 
 
 def inspect(
@@ -110,11 +74,7 @@ def generate(
         raise DataError("the output must be an .mp4 file", found=str(output), fix="use -o NAME.mp4")
     if not output.resolve().parent.is_dir():
         raise DataError("the output's folder does not exist", found=str(output.parent))
-    if (device.startswith("cuda") and not torch.cuda.is_available()) or device.split(":")[0] not in (
-        "cpu",
-        "cuda",
-    ):
-        raise DataError(f"there is no device {device!r} here", expected="cpu, or cuda with a GPU")
+    check_device(device)
     try:
         picture = ImageOps.exif_transpose(Image.open(image)).convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
@@ -145,17 +105,13 @@ def plan_diff(
     )
 
 
-def core_commands() -> dict[str, Callable[..., None]]:
-    """Every command that needs the core alone."""
-    from vdmini_core.cli_metrics import fvd, fvd_stats
-
-    return {
-        "inspect": inspect,
-        "generate": generate,
-        "plan-diff": plan_diff,
-        "fvd": fvd,
-        "fvd-stats": fvd_stats,
-    }
+CORE_COMMANDS: dict[str, Callable[..., None]] = {
+    "inspect": inspect,
+    "generate": generate,
+    "plan-diff": plan_diff,
+    "fvd": fvd,
+    "fvd-stats": fvd_stats,
+}
 
 
 def new_app(help_text: str) -> typer.Typer:
@@ -208,6 +164,6 @@ def _report_unexpected(error: Exception) -> int:
 def main() -> None:
     """Entry point of `python -m vdmini_core`."""
     app = new_app("VDMini's core: inspect and run compressed video diffusion models.")
-    for name, function in core_commands().items():
+    for name, function in CORE_COMMANDS.items():
         app.command(name)(function)
     sys.exit(run_app(app))

@@ -185,10 +185,41 @@ class DistillParams(Section):
         return self
 
 
+class FvdParams(Section):
+    """The Fréchet distance of a published protocol beside the built-in measures; null: as prepared."""
+
+    extractor: Literal["embedded", "i3d", "videomae"] = Field(
+        "embedded", description="embedded: the built-in measures alone, and nothing below counts"
+    )
+    weights: str | None = Field(
+        None, min_length=1, description="path, seen from the project folder, or address"
+    )
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="of i3d's weights file; results are kept under it"
+    )
+    convention: Literal["videogpt", "styleganv", "cdfvd"] = Field(
+        "videogpt", description="scaling, resizing and cropping in front of i3d"
+    )
+    layer: Literal["logits", "pooled"] = Field("logits", description="of i3d")
+    clips: int | None = Field(None, ge=2, description="of each side, with fewer it is an error")
+    clips_per_video: int | None = Field(None, ge=1, description="at most, of the real videos")
+    frames: int | None = Field(None, ge=2, description="the first ones of each clip")
+    fps: float | None = Field(None, gt=0, description="prepare.fps divided by a whole number")
+    height: int | None = Field(None, ge=16, description="both sides are resized alike, with `width`")
+    width: int | None = Field(None, ge=16)
+
+    @model_validator(mode="after")
+    def _both_sides_of_the_frame(self) -> FvdParams:
+        if (self.height is None) != (self.width is None):
+            raise ValueError("height and width go together")
+        return self
+
+
 class EvaluateParams(Section):
     """Quality and speed of teacher, pruned and recovered."""
 
     clips: int = Field(32, ge=2, description="test clips")
+    fvd: FvdParams = FvdParams()
     latency_repeats: int = Field(5, ge=1)
     latency_warmup: int = Field(1, ge=0)
     latency_batch: int = Field(1, ge=1, description="clips per call when latency is measured")
@@ -246,6 +277,26 @@ class Params(Section):
         if self.evaluate.clips > self.prepare.clips.test:
             raise ValueError(
                 f"evaluate.clips {self.evaluate.clips} exceeds prepare.clips.test {self.prepare.clips.test}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _clips_serve_the_protocol(self) -> Params:
+        fvd, prepare = self.evaluate.fvd, self.prepare
+        if fvd.extractor == "embedded":
+            return self
+        if (fvd.clips or 0) > self.evaluate.clips:
+            raise ValueError(f"evaluate.fvd.clips {fvd.clips} exceeds evaluate.clips {self.evaluate.clips}")
+        every = prepare.fps / (fvd.fps or prepare.fps)
+        if abs(every - round(every)) > 1e-6 or every < 1:
+            raise ValueError(
+                f"evaluate.fvd.fps {fvd.fps:g} is not prepare.fps {prepare.fps:g} divided by a whole number"
+            )
+        span = ((fvd.frames or 1) - 1) * round(every) + 1
+        if span > prepare.frames:
+            raise ValueError(
+                f"evaluate.fvd.frames {fvd.frames} span {span} prepared frames: "
+                f"prepare.frames {prepare.frames} is too few"
             )
         return self
 

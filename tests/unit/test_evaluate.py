@@ -9,9 +9,13 @@ import torch
 from tasks.stage import QuietMonitor, StageJob
 from vdmini_core.data.clips import save_clips
 from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seeds
+from vdmini_core.errors import DataError
 from vdmini_core.metrics.comparison import compare_rows, repeat_first_frame
+from vdmini_core.metrics.extractors import load_extractor
+from vdmini_core.metrics.passport import Passport
+from vdmini_core.metrics.protocol import make_protocol
 from vdmini_core.metrics.showcase import side_by_side
-from vdmini_core.params import parse_params
+from vdmini_core.params import FvdParams, parse_params
 
 ROWS = ("teacher", "pruned", "recovered", "repeat_first_frame", "real")
 SPEC = ProceduralSpec(frames=4, height=32, width=32)
@@ -31,13 +35,15 @@ def prepare(folder):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
+    from vdmini_core.models.base import SamplingSettings
     from vdmini_core.models.registry import save_pipeline
     from vdmini_core.teacher.architecture import build_pipeline
 
     root = tmp_path_factory.mktemp("project")
     prepare(root / "artifacts" / "prepare")
     pipeline = build_pipeline("nano", seed=0)
-    save_pipeline(pipeline, root / "artifacts" / "teacher" / "pipeline", None)
+    settings = SamplingSettings(frames=4, height=32, width=32, fps=8.0, steps=1)
+    save_pipeline(pipeline, root / "artifacts" / "teacher" / "pipeline", settings)
     for stage, size in (("prune", 0.5), ("distill", 0.02)):
         student = copy.deepcopy(pipeline)
         with torch.no_grad():
@@ -47,7 +53,7 @@ def root(tmp_path_factory):
     return root
 
 
-def evaluate(root, out):
+def evaluate(root, out, **fvd):
     from tasks.evaluate import run
 
     out.mkdir()
@@ -55,7 +61,7 @@ def evaluate(root, out):
         {
             "prepare": {"frames": 4, "height": 32, "width": 32, "clips": {"test": 6}},
             "sampling": {"steps": 1, "batch_size": 3},
-            "evaluate": {"clips": 6, "videos": 1, "latency_repeats": 1, "latency_warmup": 0},
+            "evaluate": {"clips": 6, "videos": 1, "latency_repeats": 1, "latency_warmup": 0, "fvd": fvd},
         }
     )
     monitor = QuietMonitor()
@@ -81,7 +87,12 @@ def test_metrics_hold_every_row_and_measure(evaluated):
     assert metrics["params_ratio"] == metrics["flops_ratio"] == 1.0
     assert metrics["teacher"]["params"] > 0 and metrics["teacher"]["flops"] > 0
     assert metrics["clips"] == 4 and "4 test clips" in monitor.notes[0]
-    assert metrics["passport"]["decoders"] == ["decord"]
+    for measure in ("fvd", "content", "motion"):
+        passport = Passport.from_json(metrics["passport"][measure])
+        assert passport.frames == 4 and passport.size == (32, 32) and passport.fps == 8.0
+        assert passport.real.clips == passport.generated.clips == 4
+        assert passport.real.decoders == ("decord",) and passport.real.split == "test"
+    assert metrics["passport"]["motion"]["extractor"] == "motion"
     assert metrics["recovered"]["mse_teacher"] < metrics["pruned"]["mse_teacher"]
 
 
@@ -111,6 +122,94 @@ def test_twice_the_same_bytes(root, evaluated, tmp_path):
     )
     for name in files:
         assert (first / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+class ColourNetwork:
+    """An extractor that takes six numbers of a clip: the mean colours of its first and last frame."""
+
+    name, dim, least_frames = "i3d", 6, 2
+
+    def __init__(self, identity):
+        self.identity, self.frames_seen = identity, set()
+
+    def __call__(self, videos, progress=False):
+        self.frames_seen.add(videos.shape[1])
+        return (videos[:, [0, -1]].float() / 255).mean(dim=(2, 3)).flatten(1).numpy()
+
+    def passport(self):
+        return {"extractor": self.name, "dim": self.dim, "resize": "none", **self.identity}
+
+
+def test_a_published_protocol_is_one_more_measure(root, tmp_path, monkeypatch):
+    import tasks.protocol
+
+    made = []
+
+    def network(fvd, weights, device):
+        assert (str(weights), device) == (str(root / "i3d.pt"), "cpu")
+        made.append(ColourNetwork({"weights_sha256": fvd.sha256, "layer": fvd.layer}))
+        return made[0]
+
+    monkeypatch.setattr(tasks.protocol, "load_protocol_extractor", network)
+    asked = {"extractor": "i3d", "weights": "i3d.pt", "sha256": "ab" * 32, "layer": "pooled"}
+    asked |= {"clips": 4, "frames": 2, "fps": 4.0, "height": 16, "width": 24}
+    outcome, metrics, _ = evaluate(root, tmp_path / "out", **asked)
+    assert made[0].frames_seen == {2}
+    for row in ROWS:
+        low, high = metrics[row]["i3d_real_interval"]
+        assert low <= metrics[row]["i3d_real"] <= high
+    assert {row["row"]: row["i3d_real"] for row in outcome.table}["pruned"] == metrics["pruned"]["i3d_real"]
+    assert outcome.metrics["recovered.i3d_teacher"] == metrics["recovered"]["i3d_teacher"]
+    assert metrics["noise_floor"]["i3d"]["n"] == 4
+    passport = Passport.from_json(metrics["passport"]["i3d"])
+    assert (passport.frames, passport.fps, passport.size) == (2, 4.0, (16, 24))
+    assert (passport.layer, passport.weights_sha256) == ("pooled", "ab" * 32)
+    assert metrics["passport"]["fvd"]["frames"] == 4
+
+
+@pytest.mark.parametrize(
+    ("fvd", "says"),
+    [
+        ({"extractor": "i3d"}, r"evaluate\.fvd\.weights is not set"),
+        ({"extractor": "i3d", "weights": "gone.pt"}, "are not there(?s:.)*gone.pt"),
+        ({"extractor": "i3d", "weights": "here.pt"}, r"sha256 is not set(?s:.)*fvd\.sha256=e3b0c44298fc"),
+    ],
+)
+def test_a_protocol_without_weights_stops_before_sampling(root, tmp_path, monkeypatch, fvd, says):
+    import tasks.evaluate
+
+    (root / "here.pt").touch()
+    monkeypatch.setattr(tasks.evaluate, "_real_clips", lambda job: pytest.fail("it went on"))
+    with pytest.raises(DataError, match=says):
+        evaluate(root, tmp_path / "out", **fvd)
+
+
+def test_a_protocol_never_counts_a_clip_twice():
+    extract = load_extractor("embedded")
+    prepare = parse_params({"prepare": {"frames": 4}}).prepare
+    sources = ["a", "a", "b", None, "a", None]
+
+    def chosen(**asked):
+        return make_protocol(extract, FvdParams(**asked), prepare, sources).chosen
+
+    assert chosen() == tuple(range(6))
+    assert chosen(clips_per_video=1) == (0, 2, 3, 5)
+    assert chosen(clips_per_video=2, clips=3) == (0, 1, 2)
+    with pytest.raises(DataError, match=r"expected: 5\n  found: 4 of 6 test clips, at most 1 of a video"):
+        chosen(clips_per_video=1, clips=5)
+    with pytest.raises(DataError, match="longer clips"):
+        make_protocol(load_extractor("motion"), FvdParams(fps=2.0), prepare, sources)
+
+
+def test_a_protocol_sees_frames_at_its_rate_and_size():
+    rows = clips(3)
+    extract = load_extractor("embedded")
+    prepare = parse_params({"prepare": {"frames": 4, "fps": 8.0}}).prepare
+    seen = make_protocol(extract, FvdParams(fps=4.0, clips=2), prepare, [None] * 3).pick(rows)
+    assert torch.equal(seen, rows[:2, ::2])
+    small = make_protocol(extract, FvdParams(height=16, width=16, frames=3), prepare, [None] * 3).pick(rows)
+    assert small.shape == (3, 3, 16, 16, 3) and small.dtype == torch.uint8
+    assert small.float().mean().item() == pytest.approx(rows[:, :3].float().mean().item(), abs=1)
 
 
 def test_comparison_ranks_damage():

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tasks.gate import Candidate, decide_promotion
+from vdmini_core.metrics.passport import Side, features_passport
 from vdmini_core.params import PromoteParams
 
 RULES = PromoteParams()
-PASSPORT = {"extractor": "embedded", "clips": 64}
+FEATURES = {"extractor": "embedded", "dim": 64, "weights_sha256": "ab", "layer": "neck", "resize": "64 x 64"}
+SIDE = Side(64, "test", ("decord",), "cd")
+
+
+def passport(real: Side = SIDE, **changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {"frames": 8, "fps": 8.0, "size": (64, 64), **changes}
+    value = replace(features_passport(FEATURES, side=real, **settings), generated=Side(real.clips))
+    return {"fvd": value.to_json()}
 
 
 def candidate(
-    fvd_real: Any = 10.0, fvd_teacher: Any = 2.0, pruned: Any = 9.0, speedup: Any = 1.5, **passport: Any
+    fvd_real: Any = 10.0, fvd_teacher: Any = 2.0, pruned: Any = 9.0, speedup: Any = 1.5, **changes: Any
 ) -> Candidate:
     metrics = {
         "recovered": {"fvd_real": fvd_real, "fvd_teacher": fvd_teacher},
         "pruned": {"fvd_teacher": pruned},
     }
-    return Candidate(metrics, speedup, {**PASSPORT, **passport})
+    return Candidate(metrics, speedup, passport(**changes))
+
+
+OLD = Candidate(candidate().metrics, 1.5, {"extractors": {}, "clips": 64})
 
 
 @pytest.mark.parametrize(
@@ -38,7 +50,11 @@ def candidate(
         (candidate(fvd_real=float("inf")), None, False, "missing or not a finite"),
         (candidate(fvd_real=True), None, False, "missing or not a finite"),
         (candidate(speedup=None), None, False, "speedup is missing"),
-        (candidate(clips=32), candidate(), False, "measured differently"),
+        (candidate(real=replace(SIDE, clips=32)), candidate(), False, "real.clips: 32 against 64"),
+        (candidate(frames=16, fps=4), candidate(), False, "frames: 16 against 8 fps: 4.0 against 8.0"),
+        (candidate(), OLD, False, "the champion's passport of fvd_real cannot be read"),
+        (OLD, candidate(), False, "the candidate's passport of fvd_real cannot be read"),
+        (OLD, None, True, "no champion yet"),
         (candidate(), candidate(fvd_real=None), False, "champion's fvd_real is missing"),
         (Candidate({}, 2.0, {}), None, False, "missing"),
         (Candidate({"recovered": "junk"}, 2.0, {}), None, False, "missing"),
@@ -48,3 +64,11 @@ def test_gate(new: Candidate, old: Candidate | None, promoted: bool, because: st
     decision = decide_promotion(new, old, RULES)
     assert decision.promoted is promoted
     assert because in " ".join(decision.reasons)
+
+
+def test_other_versions_of_libraries_are_a_remark() -> None:
+    newer = candidate()
+    newer.passport["fvd"]["versions"]["torch"] = "9.9"
+    decision = decide_promotion(newer, candidate(), RULES)
+    assert decision.promoted
+    assert any("version of torch: 9.9 against" in reason for reason in decision.reasons)

@@ -175,6 +175,16 @@ def test_many_videos_are_split_by_source_and_the_seed_decides(tmp_path: Path) ->
     assert assign(list(reversed(sources)), wanted, 8, 64, 0) == results[0]
 
 
+def test_a_split_gets_what_is_asked_for_where_there_is_plenty() -> None:
+    sources = [Source(f"{n}.mp4", ((0, 40),), 48) for n in range(100)]
+    result = assign(sources, {"train": 20, "validation": 5, "test": 60}, 8, 1, 0)
+    assert {split: len(parts) for split, parts in result.parts.items()} == {
+        "test": 60, "validation": 5, "train": 35,
+    }  # fmt: skip
+    scarce = assign(sources, {"train": 200, "validation": 5, "test": 60}, 8, 1, 0)
+    assert len(scarce.parts["test"]) == 15
+
+
 def test_a_long_film_does_not_drown_the_others() -> None:
     film = Source("film.mkv", ((0, 100_000),), 100_008)
     others = [Source(f"{n}.mp4", ((0, 16),), 24) for n in range(20)]

@@ -32,6 +32,10 @@ def test_params_yaml_is_the_typed_default() -> None:
         ({"profile": {"clips": 999}}, "exceeds prepare.clips.validation"),
         ({"teacher": {"source": "hub"}}, "needs `hub_id`"),
         ({"prepare": {"height": 65}}, "multiple of 8"),
+        ({"evaluate": {"fvd": {"height": 64}}}, "height and width go together"),
+        ({"evaluate": {"fvd": {"extractor": "i3d", "clips": 33}}}, "exceeds evaluate.clips 32"),
+        ({"evaluate": {"fvd": {"extractor": "i3d", "fps": 7}}}, "divided by a whole number"),
+        ({"evaluate": {"fvd": {"extractor": "i3d", "fps": 4, "frames": 5}}}, "span 9 prepared frames"),
         ([1, 2], "holds no parameters"),
     ],
 )
@@ -76,3 +80,16 @@ def test_the_page_of_parameters_is_what_the_code_reads() -> None:
     assert (ROOT / "docs" / "params.md").read_text() == document(), (
         "run: python -m vdmini_core.params_doc > docs/params.md"
     )
+
+
+def test_the_ucf101_profile_names_every_choice_of_its_protocol() -> None:
+    from tasks.project import profile_values
+
+    params = parse_params(profile_values(ROOT, "ucf101-fvd"))
+    fvd = params.evaluate.fvd
+    unset = [name for name, value in fvd if value is None]
+    assert unset == ["weights", "sha256"]  # the user's own
+    assert (fvd.frames, fvd.fps) == (params.prepare.frames, params.prepare.fps)
+    assert (fvd.height, fvd.width) == (params.prepare.height, params.prepare.width)
+    assert fvd.clips == params.evaluate.clips <= params.prepare.clips.test
+    assert params.prepare.source == "folder"

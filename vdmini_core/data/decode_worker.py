@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vdmini_core.data.readers import AvReader, DecordReader, Reader
 from vdmini_core.data.sampling import MAX_REPEATS, MAX_TICKS, clip_frames, clip_runs, tick_count
@@ -33,22 +34,26 @@ def probe_file(request: Request) -> Reply:
     """Time line of a file: the runs of ticks at which a clip may start, and facts for the record.
 
     Args:
-        request: `path`, `frames`, `fps`.
+        request: `path`, `frames`, and `fps` or `stride`.
 
     Raises:
         DataError: when no clip can start anywhere, with the reason.
     """
     info = read_info(Path(request["path"]))
-    frames, fps = request["frames"], request["fps"]
-    ticks, seconds = tick_count(info.times, fps), float(info.times[-1])
+    frames, seconds = request["frames"], float(info.times[-1])
+    times, fps = _clock(info, request)
+    ticks = tick_count(times, fps)
     if ticks > MAX_TICKS:
         raise DataError("its time stamps are damaged (they span weeks)")
+    if ticks < frames and "stride" in request:
+        span = (frames - 1) * request["stride"] + 1
+        raise DataError(f"too short: {len(times)} frames, a clip of {frames} spans {span}")
     if ticks < frames:
         raise DataError(
             f"too short: {seconds:.2f} s in {len(info.times)} frames, "
             f"a clip of {frames} frames at {fps:g} per second spans {(frames - 1) / fps:.2f} s"
         )
-    runs = clip_runs(info.times, frames, fps)
+    runs = clip_runs(times, frames, fps)
     if not runs:
         raise DataError(
             f"too slow: {info.fps:.2f} frames per second, most frames of a clip at {fps:g} would be repeats"
@@ -60,8 +65,8 @@ def decode_file(request: Request) -> Reply:
     """Decode clips of a file into a raw file of uint8 (clips, frames, height, width, 3).
 
     Args:
-        request: `path`, `out` (raw file to write), `starts` (rising ticks), `frames`, `fps`, `height`,
-            `width`, `min_motion`, and `max_repeats` (optional).
+        request: `path`, `out` (raw file to write), `starts` (rising ticks), `frames`, `fps` or `stride`,
+            `height`, `width`, `min_motion`, and `max_repeats` (optional).
 
     Returns:
         `starts` of the clips that were kept, in order; `rejected`, a count per reason; `decoder`.
@@ -70,9 +75,8 @@ def decode_file(request: Request) -> Reply:
         DataError: when neither decoder reads the file.
     """
     info = read_info(Path(request["path"]))
-    wanted = [
-        clip_frames(info.times, start, request["frames"], request["fps"]) for start in request["starts"]
-    ]
+    times, fps = _clock(info, request)
+    wanted = [clip_frames(times, start, request["frames"], fps) for start in request["starts"]]
     checks = sorted({int(wanted[0][0]), int(wanted[-1][-1])})
     reference = [
         _fitted(image, info, request) for image in AvReader(Path(request["path"]), info).frames(checks)
@@ -83,6 +87,13 @@ def decode_file(request: Request) -> Reply:
         return _write_clips(reader, info, wanted, request)
     except Exception:  # decord raises whatever it likes; the second decoder has the last word
         return _write_clips(AvReader(Path(request["path"]), info), info, wanted, request)
+
+
+def _clock(info: VideoInfo, request: Request) -> tuple[NDArray[np.float64], float]:
+    """The time line and the rate to sample it at; a `stride` counts frames and knows no seconds."""
+    if "stride" in request:
+        return np.arange(len(info.times), dtype=np.float64), 1 / request["stride"]
+    return info.times, request["fps"]
 
 
 def _fitted(image: Frames, info: VideoInfo, request: Request) -> Frames:

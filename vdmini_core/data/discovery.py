@@ -47,8 +47,7 @@ def discover(root: Path) -> list[Found]:
             found=f"{root} is {'a file' if root.exists() else 'missing'}",
             fix="set prepare.videos, or use --videos DIR",
         )
-    found = sorted(_walk(root, root, set()), key=lambda f: f.name)
-    found = _without_duplicates(found)
+    found = _without_duplicates(every_file(root))
     if all(item.status == "skipped" for item in found):
         raise DataError(
             "there are no videos in this folder",
@@ -57,6 +56,11 @@ def discover(root: Path) -> list[Found]:
             fix="set prepare.videos, or use --videos DIR",
         )
     return found
+
+
+def every_file(root: Path) -> list[Found]:
+    """All files below an existing folder, sorted by name, copies among them."""
+    return sorted(_walk(root, root, set()), key=lambda f: f.name)
 
 
 def _walk(root: Path, folder: Path, visited: set[tuple[int, int]]) -> Iterator[Found]:

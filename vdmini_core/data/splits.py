@@ -106,10 +106,12 @@ def _by_source(
     """Whole sources to test, then validation, until each has its share; the rest trains."""
     starts = {source.name: spread(starts_in(source.runs, stride), cap) for source in line}
     total = sum(len(s) for s in starts.values())
+    scarce = total < sum(wanted.values())
     waiting = [source.name for source in line]
     parts: dict[str, list[tuple[str, list[int]]]] = {split: [] for split in SPLITS}
     for split in ("test", "validation"):
-        target = min(wanted[split], max(MINIMUM[split], int(total * _HELD_OUT_SHARE)))
+        share = int(total * _HELD_OUT_SHARE) if scarce else total
+        target = min(wanted[split], max(MINIMUM[split], share))
         reached = 0
         while waiting and reached < target:
             name = waiting.pop(0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vdmini_core.metrics.extractors import Extractor, load_extractor
+    from vdmini_core.metrics.folder_distance import folder_distance
     from vdmini_core.metrics.frechet import GaussianStats, frechet_distance
     from vdmini_core.metrics.ground_truth import sprite_errors
     from vdmini_core.metrics.paired import (
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         ssim,
         temporal_difference_error,
     )
+    from vdmini_core.metrics.passport import Passport, require_comparable
     from vdmini_core.metrics.sanity import sanity_table
     from vdmini_core.metrics.speed import compare_latency, count_flops, measure_latency, peak_memory
     from vdmini_core.metrics.uncertainty import (
@@ -35,8 +37,10 @@ _HOMES = {
     "FrechetResult": "metrics.uncertainty",
     "GaussianStats": "metrics.frechet",
     "NoiseFloor": "metrics.uncertainty",
+    "Passport": "metrics.passport",
     "compare_latency": "metrics.speed",
     "count_flops": "metrics.speed",
+    "folder_distance": "metrics.folder_distance",
     "frechet_distance": "metrics.frechet",
     "frechet_infinite": "metrics.uncertainty",
     "frechet_with_interval": "metrics.uncertainty",
@@ -50,6 +54,7 @@ _HOMES = {
     "psnr": "metrics.paired",
     "sanity_table": "metrics.sanity",
     "sprite_errors": "metrics.ground_truth",
+    "require_comparable": "metrics.passport",
     "ssim": "metrics.paired",
     "temporal_difference_error": "metrics.paired",
 }
@@ -59,8 +64,10 @@ __all__ = [
     "FrechetResult",
     "GaussianStats",
     "NoiseFloor",
+    "Passport",
     "compare_latency",
     "count_flops",
+    "folder_distance",
     "frechet_distance",
     "frechet_infinite",
     "frechet_with_interval",
@@ -72,6 +79,7 @@ __all__ = [
     "peak_memory",
     "perceptual_distance",
     "psnr",
+    "require_comparable",
     "sanity_table",
     "sprite_errors",
     "ssim",

@@ -9,6 +9,7 @@ starts from the first frame of real test clip i.
   For `real` these are the real test clips themselves.
 * `content_*`, `motion_*`: the same distances by what single frames show, and by how things move.
 * `trajectory_error` (pixels), `colour_error`, `shape_error`: against the known truth of procedural clips.
+* `i3d_*`, `videomae_*`: the same by the network of a published protocol, where `evaluate.fvd` names one.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from vdmini_core.metrics.paired import (
     ssim,
     temporal_difference_error,
 )
+from vdmini_core.metrics.protocol import Protocol
 from vdmini_core.metrics.uncertainty import frechet_with_interval, noise_floor
 
 PREFIX = {"embedded": "fvd", "content": "content", "motion": "motion"}
@@ -43,6 +45,8 @@ def compare_rows(
     seed: int,
     device: str = "cpu",
     truth: Mapping[str, NDArray[Any]] | None = None,
+    *,
+    protocol: Protocol | None = None,
 ) -> dict[str, Any]:
     """Quality of every row.
 
@@ -52,6 +56,7 @@ def compare_rows(
         seed: of the groups of the intervals and the splits of the noise floor.
         device: of the extractors.
         truth: of the real clips, where they are procedural (see `ground_truth.sprite_errors`).
+        protocol: one more network and the part of the clips that it sees, measured under its own name.
 
     Returns:
         `rows`: name -> measures; `noise_floor`: prefix -> mean, sd, n; `passport`: extractor -> passport.
@@ -60,21 +65,37 @@ def compare_rows(
     floors: dict[str, Any] = {}
     passports: dict[str, Any] = {}
     for extractor_name in EXTRACTORS:
-        extract, prefix = load_extractor(extractor_name, device=device), PREFIX[extractor_name]
+        extract = load_extractor(extractor_name, device=device)
         features: Features = {name: extract(clips) for name, clips in rows.items()}
-        other = extract(other_real)
-        for name in rows:
-            table[name] |= _distances(name, features, other, prefix, seed)
-        floor = _floor(features["real"], other, seed)
-        if floor is not None:
-            floors[prefix] = floor
+        _measure(PREFIX[extractor_name], features, extract(other_real), seed, table, floors)
         passports[extractor_name] = extract.passport()
+    if protocol is not None:
+        extract = protocol.extract
+        features = {name: extract(protocol.pick(clips), progress=True) for name, clips in rows.items()}
+        _measure(extract.name, features, extract(protocol.see(other_real)), seed, table, floors)
+        passports[extract.name] = extract.passport()
     for name, clips in rows.items():
         if name != "teacher":
             table[name] |= _paired(clips, rows["teacher"])
         if truth is not None:
             table[name] |= _against_truth(clips, rows["real"], truth)
     return {"rows": table, "noise_floor": floors, "passport": passports}
+
+
+def _measure(
+    prefix: str,
+    features: Features,
+    other: NDArray[np.float32],
+    seed: int,
+    table: dict[str, dict[str, Any]],
+    floors: dict[str, Any],
+) -> None:
+    """Add the distances of every row and the noise floor by one extractor."""
+    for name in features:
+        table[name] |= _distances(name, features, other, prefix, seed)
+    floor = _floor(features["real"], other, seed)
+    if floor is not None:
+        floors[prefix] = floor
 
 
 def _distances(

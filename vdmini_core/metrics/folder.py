@@ -1,290 +1,223 @@
-"""Features and distances of folders of videos: `vdmini fvd`, `vdmini fvd-stats`.
-
-Both sides are treated alike: the same sampling by time, the same resize, the same extractor. Clips are read a
-few at a time, so memory does not grow with the folder.
-"""
+"""A folder of videos -> statistics of features with their passport; pixels are never held beyond a chunk."""
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from vdmini_core.artifacts import library_versions
 from vdmini_core.data.decode_pool import DecodePool
-from vdmini_core.data.discovery import Found, discover
+from vdmini_core.data.folder_clips import ClipSpec, FolderClip, FolderClips
 from vdmini_core.errors import DataError
-from vdmini_core.metrics.extractor import Extractor
-from vdmini_core.metrics.frechet import GaussianStats, frechet_distance
-from vdmini_core.metrics.passport import FREE_BETWEEN_SIDES, require_comparable
-from vdmini_core.metrics.uncertainty import frechet_with_interval, noise_floor
+from vdmini_core.metrics.extractors import Extractor, load_extractor
+from vdmini_core.metrics.frechet import GaussianStats
+from vdmini_core.metrics.passport import Passport, Side, features_passport
 from vdmini_core.progress import track
 
-BATCH = 16
+DEFAULT_EXTRACTOR, DEFAULT_FRAMES = "embedded", 16
+DECODE_TIMEOUT_S = 120.0
+_CHUNK_CLIPS, _CHUNK_BYTES = 16, 2**28
 Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How clips are taken from files: one per video, from its start.
+class Settings:
+    """What is asked for; None follows the passport of saved statistics, else the default.
 
     Attributes:
-        frames: of a clip.
-        fps: sampled by time at this rate; None: the files' own, which must then be one.
-        size: (height, width) after centre crop and resize; None: the files' own, which must be one.
-        clips: how many videos are used, drawn by `seed` without replacement; None: all.
-        seed: of the draw.
-        skip_bad: leave files out that give no clip, instead of failing.
-        workers, timeout_s: decoding processes, and their time a file.
+        extractor: name; default `embedded`.
+        options: of the extractor, those that were given (weights, sha256, convention, layer).
+        frames, fps, stride, size, clips_per_video, seed, skip_bad: see `data.folder_clips.ClipSpec`.
+        n: clips of each side; None: all there are.
+        workers: decoding processes.
     """
 
-    frames: int = 16
+    extractor: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    frames: int | None = None
     fps: float | None = None
+    stride: int | None = None
     size: tuple[int, int] | None = None
-    clips: int | None = None
+    n: int | None = None
+    clips_per_video: int = 1
     seed: int = 0
     skip_bad: bool = False
+    device: str = "cpu"
     workers: int = 2
-    timeout_s: float = 60.0
 
+    def following(self, saved: Passport | None) -> Settings:
+        """These settings with every gap filled from saved statistics, else from the defaults."""
+        if saved is None:
+            return replace(
+                self, extractor=self.extractor or DEFAULT_EXTRACTOR, frames=self.frames or DEFAULT_FRAMES
+            )
+        clock = {} if self.fps or self.stride else {"fps": saved.fps, "stride": saved.stride}
+        return replace(
+            self,
+            extractor=self.extractor or saved.extractor,
+            frames=self.frames or saved.frames,
+            size=self.size or saved.size,
+            **clock,  # type: ignore[arg-type]
+        )
 
-@dataclass
-class Side:
-    """One side of a distance: features (n, d) or finished statistics, and the passport."""
+    def spec(self) -> ClipSpec:
+        """How clips are read and chosen."""
+        assert self.frames is not None
+        return ClipSpec(
+            self.frames, self.fps, self.stride, self.size, self.clips_per_video, self.seed, self.skip_bad
+        )
 
-    data: Features | GaussianStats
-    passport: dict[str, Any]
-    skipped: list[str] = field(default_factory=list)
-
-    @property
-    def clips(self) -> int:
-        """Number of clips."""
-        return self.data.n if isinstance(self.data, GaussianStats) else len(self.data)
-
-
-def read_side(source: Path, extract: Extractor, reading: Reading) -> Side:
-    """A folder's features, or statistics saved by `save_statistics`.
-
-    Raises:
-        DataError: naming the file that cannot be used.
-    """
-    if source.is_file():
-        stats, passport = load_statistics(source)
-        return Side(stats, passport)
-    clips = FolderClips(source, reading)
-    parts = [extract(batch) for batch in clips.batches()]
-    return Side(np.concatenate(parts), clips.passport(extract), clips.skipped)
-
-
-def folder_statistics(source: Path, extract: Extractor, reading: Reading) -> Side:
-    """Mean and scatter of a folder's features in one pass and constant memory."""
-    clips = FolderClips(source, reading)
-    stats = GaussianStats(extract.dim)
-    for batch in clips.batches():
-        stats.update(extract(batch))
-    return Side(stats, clips.passport(extract), clips.skipped)
-
-
-def load_statistics(path: Path) -> tuple[GaussianStats, dict[str, Any]]:
-    """Statistics and passport of a `.safetensors` file.
-
-    Raises:
-        DataError: when it is none, or holds values that are not finite.
-    """
-    try:
-        stats, passport = GaussianStats.load(path)
-    except Exception as error:
-        raise DataError(
-            f"{path} holds no statistics",
-            expected="a folder of videos, or a file of `vdmini fvd-stats`",
-            found=str(error).split("\n")[0],
-        ) from error
-    if not (np.isfinite(stats.mean).all() and np.isfinite(stats.scatter).all()) or not passport:
-        raise DataError(f"{path} holds NaN or infinite statistics, or none of their passport")
-    return stats, passport
-
-
-def compare_sides(real: Side, generated: Side, seed: int = 0) -> dict[str, Any]:
-    """Fréchet distance with interval and noise floor where both are known clip by clip.
-
-    Returns:
-        `value`; `low`, `high` (None where a side is statistics only); `noise_floor` of the real clips in
-        halves (None where there are fewer than 8); `passport` with the clips of both sides.
-
-    Raises:
-        DataError: when the sides were not read alike, or are too small.
-    """
-    require_comparable(real.passport, generated.passport, FREE_BETWEEN_SIDES)
-    shared = {key: value for key, value in real.passport.items() if key not in FREE_BETWEEN_SIDES}
-    passport = {
-        **shared,
-        "clips": {"real": real.clips, "generated": generated.clips},
-        "decoders": {"real": real.passport["decoders"], "generated": generated.passport["decoders"]},
-        "versions": generated.passport["versions"],
-    }
-    result: dict[str, Any] = {"low": None, "high": None, "noise_floor": None, "passport": passport}
-    if isinstance(real.data, GaussianStats) or isinstance(generated.data, GaussianStats):
-        return {"value": frechet_distance(_stats(real), _stats(generated)), **result}
-    found = frechet_with_interval(generated.data, real.data, seed)
-    result |= {"value": found.value, "low": found.low, "high": found.high}
-    if len(real.data) >= 8:
-        floor = noise_floor(real.data, seed=seed)
-        result["noise_floor"] = {"mean": floor.mean, "sd": floor.sd, "clips": floor.n}
-    return result
-
-
-def _stats(side: Side) -> GaussianStats:
-    if isinstance(side.data, GaussianStats):
-        return side.data
-    return GaussianStats(side.data.shape[1]).update(side.data)
-
-
-class FolderClips:
-    """Clips of a folder's videos, a few at a time; `skipped` says which files gave none, with the reason."""
-
-    def __init__(self, folder: Path, reading: Reading) -> None:
-        self.folder, self.reading = folder, reading
-        self.skipped: list[str] = []
-        self._decoders: set[str] = set()
-        self._read = 0
-        self._shape: dict[str, Any] = {}
-
-    def batches(self) -> Iterator[Tensor]:
-        """Clips uint8 (at most 16, F, H, W, 3).
+    def load(self) -> Extractor:
+        """The extractor.
 
         Raises:
-            DataError: naming the first file that gives no clip (without `skip_bad`), or too few.
+            DataError: when it is unknown, its weights are of no use, or it needs longer clips.
         """
-        reading = self.reading
-        with DecodePool(reading.workers, reading.timeout_s) as pool, tempfile.TemporaryDirectory() as scratch:
-            files = self._chosen(pool)
-            jobs = list(enumerate(files))
-            decoded = pool.map(lambda job: self._decode(pool, job, Path(scratch)), jobs)
-            waiting: list[Tensor] = []
-            wanted = reading.clips or len(jobs)
-            for (_, file), reply in track(decoded, f"reading {self.folder.name}", wanted, "clip"):
-                if "error" in reply:
-                    self._refuse(file.name, reply["error"])
-                    continue
-                self._decoders.add(reply["decoder"])
-                waiting.append(reply["clip"])
-                if self._read + len(waiting) == wanted < len(jobs):
-                    break
-                if len(waiting) == BATCH:
-                    yield self._batch(waiting)
-            if waiting:
-                yield self._batch(waiting)
-        least = 2 if reading.clips is None else reading.clips
-        if self._read < least:
+        assert self.extractor is not None
+        assert self.frames is not None
+        extract = load_extractor(self.extractor, device=self.device, **self.options)
+        if self.frames < extract.least_frames:
             raise DataError(
-                f"too few clips in {self.folder}",
-                expected=f"at least {least}",
-                found=f"{self._read}" + "".join(f"\n      {line}" for line in self.skipped[:20]),
+                f"`{self.extractor}` needs longer clips",
+                expected=f"--frames {extract.least_frames} or more",
+                found=f"--frames {self.frames}",
+            )
+        return extract
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One side: its statistics, their passport, the features where they are known, files left out."""
+
+    stats: GaussianStats
+    passport: Passport
+    features: Features | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+class FolderSide:
+    """A folder on its way to features."""
+
+    def __init__(self, root: Path, settings: Settings, pool: DecodePool, scratch: Path) -> None:
+        self.name = str(root)
+        self._root, self._settings = root, settings
+        self._source = FolderClips(root, settings.spec(), pool, scratch)
+        self.waiting = 0
+
+    def look(self, extra: int = 0) -> None:
+        """Find the clips asked for, and `extra` ones where there are as many.
+
+        Raises:
+            DataError: naming files that cannot be used, or when there are too few clips.
+        """
+        n = self._settings.n
+        self.waiting = self._source.reserve(None if n is None else n + extra)
+        self._demand(self.waiting)
+
+    def passport(self, extract: Extractor, side: Side | None = None) -> Passport:
+        """What the features will depend on."""
+        assert self._source.size is not None
+        spec = self._settings.spec()
+        return features_passport(
+            extract.passport(),
+            frames=spec.frames,
+            fps=self._source.fps,
+            stride=spec.stride,
+            size=self._source.size,
+            side=side or Side(self.waiting),
+        )
+
+    def measure(self, extract: Extractor, *, keep: bool) -> Measured:
+        """Statistics of the clips asked for, in constant memory unless the features are to be kept."""
+        stats, digest = GaussianStats(extract.dim), hashlib.sha256()
+        kept: list[Features] = []
+        decoders: set[str] = set()
+        wanted = self._settings.n or self.waiting
+        for clips, features in self._features(extract, wanted, "features of"):
+            stats.update(features)
+            kept += [features] if keep else []
+            for clip in clips:
+                digest.update(clip.frames.tobytes())
+                decoders.add(clip.decoder)
+        self._demand(stats.n)
+        side = Side(
+            stats.n, self._root.resolve().name, tuple(sorted(decoders)), digest.hexdigest(), self._choice()
+        )
+        skipped = {str(self._root / name): reason for name, reason in self._source.bad.items()}
+        whole = np.concatenate(kept) if keep else None
+        return Measured(stats, self.passport(extract, side), whole, skipped)
+
+    def more(self, extract: Extractor, count: int) -> Features:
+        """Features (at most `count`, d) of further clips, for the noise floor."""
+        found = [features for _, features in self._features(extract, count, "noise floor from")]
+        return np.concatenate(found) if found else np.zeros((0, extract.dim), np.float32)
+
+    def _choice(self) -> str:
+        many = self._settings.clips_per_video
+        each = "first clip of each video" if many == 1 else f"up to {many} clips of each video from its start"
+        return each if self._settings.n is None else f"{each}, videos ordered by seed {self._settings.seed}"
+
+    def _features(
+        self, extract: Extractor, wanted: int, what: str
+    ) -> Iterator[tuple[list[FolderClip], Features]]:
+        clips = track(self._source.take(wanted), f"{what} {self._root.name}", wanted, "clip")
+        for chunk in _chunks(clips):
+            features = extract(torch.from_numpy(np.stack([clip.frames for clip in chunk])))
+            broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
+            if broken.size:
+                names = ", ".join(str(self._root / chunk[i].name) for i in broken)
+                raise DataError(f"`{extract.name}` gives NaN or infinite features", found=names)
+            yield chunk, features
+
+    def _demand(self, found: int) -> None:
+        n, bad = self._settings.n, self._source.complaint()
+        if found < (n or 2):
+            raise DataError(
+                f"{self.name} gives too few clips",
+                expected=f"{n} (--n)" if n else "at least 2, for a covariance",
+                found=f"{found} of {self._settings.frames} frames{'; not used:' if bad else ''}{bad}",
+                fix="add videos, or raise --clips-per-video"
+                + (", or lower --n on both sides (no clip counts twice)" if n else ""),
             )
 
-    def passport(self, extract: Extractor) -> dict[str, Any]:
-        """What the features depend on, once all batches were read."""
-        shape = self._shape
-        return {
-            "extractor": extract.passport(),
-            "frames": self.reading.frames,
-            "fps": shape["fps"],
-            "size": [shape["height"], shape["width"]],
-            "clips": self._read,
-            "split": f"first {self.reading.frames} frames of a video, drawn by seed {self.reading.seed}",
-            "decoders": sorted(self._decoders),
-            "covariance": "n - 1",
-            "versions": library_versions(),
-        }
 
-    def _batch(self, waiting: list[Tensor]) -> Tensor:
-        batch = torch.stack(waiting)
-        waiting.clear()
-        self._read += len(batch)
-        return batch
+def _chunks(clips: Iterator[FolderClip]) -> Iterator[list[FolderClip]]:
+    chunk: list[FolderClip] = []
+    for clip in clips:
+        chunk.append(clip)
+        if len(chunk) == _CHUNK_CLIPS or len(chunk) * clip.frames.nbytes >= _CHUNK_BYTES:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
-    def _refuse(self, name: str, reason: str) -> None:
-        if not self.reading.skip_bad:
-            raise DataError(
-                f"{self.folder / name} gives no clip",
-                found=reason,
-                fix="mend or remove it, or leave such files out with --skip-bad",
-            )
-        self.skipped.append(f"{name}: {reason}")
 
-    def _chosen(self, pool: DecodePool) -> list[Found]:
-        """Files in order of use; their common rate and size where these were not given."""
-        files = []
-        for file in discover(self.folder):
-            if file.status == "candidate":
-                files.append(file)
-            elif file.status == "quarantined":
-                self._refuse(file.name, file.reason)
-        order = np.random.default_rng(self.reading.seed).permutation(len(files))
-        count = len(files) if self.reading.clips is None else self.reading.clips
-        if len(files) < count:
-            raise DataError(
-                f"too few videos in {self.folder}",
-                expected=f"{count}",
-                found=f"{len(files)}",
-                fix="lower --n",
-            )
-        # With `skip_bad` the next file drawn stands in for one that gives no clip.
-        chosen = [files[i] for i in (order if self.reading.skip_bad else order[:count])]
-        self._shape = self._common_shape(pool, chosen)
-        return chosen
+@contextmanager
+def folders_opened(settings: Settings, *roots: Path) -> Iterator[list[FolderSide]]:
+    """The folders as sides that share decoding processes; scratch files are removed at the end."""
+    with (
+        tempfile.TemporaryDirectory(prefix="vdmini-fvd-") as scratch,
+        DecodePool(settings.workers, DECODE_TIMEOUT_S) as pool,
+    ):
+        yield [FolderSide(root, settings, pool, Path(scratch)) for root in roots]
 
-    def _common_shape(self, pool: DecodePool, files: list[Found]) -> dict[str, Any]:
-        fps, size = self.reading.fps, self.reading.size
-        shape: dict[str, Any] = {"fps": fps}
-        if size is not None:
-            shape |= {"height": size[0], "width": size[1]}
-        first: dict[str, str] = {}
-        if fps is not None and size is not None:
-            return shape
-        probes = pool.map(lambda f: self._probe(pool, f), files)
-        for file, facts in track(probes, f"looking at {self.folder.name}", len(files), "file"):
-            for key in ("fps", "height", "width"):
-                value = facts.get("source_fps" if key == "fps" else key)
-                if value is None or (key == "fps" and fps is not None) or (key != "fps" and size is not None):
-                    continue
-                if first.setdefault(key, file.name) != file.name and shape[key] != value:
-                    raise DataError(
-                        f"the videos of {self.folder} differ in {key}",
-                        expected=f"{shape[key]:g} as {first[key]}",
-                        found=f"{value:g} in {file.name}",
-                        fix="give --fps" if key == "fps" else "give --size",
-                    )
-                shape[key] = value
-        return shape
 
-    def _probe(self, pool: DecodePool, file: Found) -> dict[str, Any]:
-        # One frame at a low rate: every readable file has facts, whatever its length.
-        return pool.call({"op": "probe", "path": str(file.path), "frames": 1, "fps": self.reading.fps or 1.0})
+def folder_stats(root: Path, settings: Settings) -> Measured:
+    """Statistics of a folder of videos, in one pass and constant memory.
 
-    def _decode(self, pool: DecodePool, job: tuple[int, Found], scratch: Path) -> dict[str, Any]:
-        number, file = job
-        shape, frames = self._shape, self.reading.frames
-        if len(shape) < 3:
-            return {"error": "no facts of it could be read"}
-        request = {**shape, "frames": frames, "path": str(file.path), "out": str(scratch / f"{number}.raw")}
-        seen = pool.call({**request, "op": "probe"})
-        if "error" in seen:
-            return seen
-        if not any(first == 0 for first, _ in seen["runs"]):
-            return {"error": "most frames of its first clip would be repeats"}
-        # Still clips count: a frozen video is what a metric is there to see.
-        reply = pool.call({**request, "op": "decode", "starts": [0], "min_motion": 0.0, "max_repeats": 1.0})
-        if "error" in reply:
-            return reply
-        raw = Path(request["out"])
-        clip = np.frombuffer(raw.read_bytes(), np.uint8).reshape(frames, shape["height"], shape["width"], 3)
-        raw.unlink()
-        return {**reply, "clip": torch.from_numpy(clip.copy())}
+    Raises:
+        DataError: naming files that cannot be used, or when there are too few clips.
+    """
+    settings = settings.following(None)
+    extract = settings.load()
+    with folders_opened(settings, root) as (side,):
+        side.look()
+        return side.measure(extract, keep=False)

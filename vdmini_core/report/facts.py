@@ -21,6 +21,10 @@ ROWS = {
 LABELS = {
     "fvd_real": "Fréchet distance to real clips",
     "fvd_teacher": "Fréchet distance to the teacher’s clips",
+    "i3d_real": "FVD (I3D) to real clips",
+    "i3d_teacher": "FVD (I3D) to the teacher’s clips",
+    "videomae_real": "FVD (VideoMAE) to real clips",
+    "videomae_teacher": "FVD (VideoMAE) to the teacher’s clips",
     "mse_teacher": "Squared error to the teacher’s clip, same noise",
     "psnr_teacher": "PSNR to the teacher’s clip, dB",
     "ssim_teacher": "SSIM to the teacher’s clip",

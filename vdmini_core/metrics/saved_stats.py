@@ -1,0 +1,77 @@
+"""Statistics of one set of features on disk, with the passport without which they would be of no use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+
+from vdmini_core.errors import DataError
+from vdmini_core.metrics.frechet import GaussianStats
+from vdmini_core.metrics.passport import Passport
+
+SUFFIX = ".safetensors"
+_MADE_BY = "a file written by `fvd-stats`"
+
+
+def load_stats(path: Path) -> tuple[GaussianStats, Passport]:
+    """Read and check saved statistics.
+
+    Raises:
+        DataError: naming the file, when it is missing, something else, damaged, holds NaN or has no passport.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is not there", expected=_MADE_BY)
+    try:
+        stats, raw = GaussianStats.load(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(
+            f"{path} holds no statistics", expected=_MADE_BY, found=str(error).split("\n")[0]
+        ) from None
+    if not raw:
+        raise DataError(f"{path} has no passport: nothing says what its numbers depend on", expected=_MADE_BY)
+    passport = Passport.from_json(raw, f"the passport of {path}")
+    _check(stats, passport, path)
+    return stats, passport
+
+
+def _check(stats: GaussianStats, passport: Passport, path: Path) -> None:
+    d = passport.dim
+    if stats.mean.shape != (d,) or stats.scatter.shape != (d, d) or stats.n != passport.real.clips:
+        raise DataError(
+            f"{path} does not fit its own passport",
+            expected=f"{passport.real.clips} clips, {d} features",
+            found=f"{stats.n} clips, mean {stats.mean.shape}, scatter {stats.scatter.shape}",
+        )
+    if stats.n < 2:
+        raise DataError(
+            f"{path} holds statistics of too few clips", expected="at least 2", found=str(stats.n)
+        )
+    if not (np.isfinite(stats.mean).all() and np.isfinite(stats.scatter).all()):
+        raise DataError(f"{path} holds NaN or infinite numbers", fix="make it again with `fvd-stats`")
+
+
+def save_stats(stats: GaussianStats, passport: Passport, path: Path) -> None:
+    """Write the statistics of one side with their passport, whole or not at all.
+
+    Raises:
+        DataError: for another suffix, or a folder that is not there.
+    """
+    checked_output(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    stats.save(temporary, passport.to_json())
+    temporary.replace(path)
+
+
+def checked_output(path: Path) -> Path:
+    """The path, when statistics can be written there.
+
+    Raises:
+        DataError: for another suffix, or a folder that is not there.
+    """
+    if path.suffix != SUFFIX:
+        raise DataError(f"statistics are written to a {SUFFIX} file", found=str(path))
+    if not path.resolve().parent.is_dir():
+        raise DataError("the output's folder does not exist", found=str(path.parent))
+    return path
