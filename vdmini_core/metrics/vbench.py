@@ -143,7 +143,7 @@ def write_suite(
     check_names(videos, out)
     # Beside the folder, not in it: VBench takes the suffix of any entry for that of the videos.
     partial = out.parent / f".partial-{out.name}.mp4"
-    there = set(os.listdir(out))  # noqa: PTH208 - as VBench does
+    there = _names(out)
     written = 0
     with progress_bar(f"VBench videos: {out.name}", len(videos), "video") as bar:
         for start in range(0, len(videos), batch_size):
@@ -181,6 +181,10 @@ def check_names(videos: Sequence[Video], folder: Path) -> None:
 
 def check_folder(folder: Path, videos: Sequence[Video]) -> FolderCheck:
     """Compare a folder with its suite as VBench would look its files up."""
-    there = set(os.listdir(folder))  # noqa: PTH208 - as VBench does
+    there = _names(folder)
     wanted = {video.name for video in videos}
     return FolderCheck(tuple(sorted(wanted - there)), tuple(sorted(there - wanted)))
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
