@@ -9,7 +9,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 PROJECT_FILES = ("dvc.yaml", "params.yaml", ".dvcignore", "profiles", "videos/README.md",
-                 "teachers/README.md", "timing/README.md")  # fmt: skip
+                 "teachers/README.md", "timing/README.md", "vbench/README.md")  # fmt: skip
 
 
 class BuildWithProjectFiles(build_py):

@@ -133,6 +133,7 @@ def check_outside_inputs(root: Path, params: Params) -> None:
     for key, value, flag in (
         ("prepare.videos", params.prepare.videos, "--videos DIR"),
         ("teacher.path", params.teacher.path, "--set teacher.path=DIR"),
+        ("evaluate.vbench.results", params.evaluate.vbench.results, "--set evaluate.vbench.results=DIR"),
     ):
         folder = root / Path(value).expanduser()
         if key == "prepare.videos" and folder.is_dir():

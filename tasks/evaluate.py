@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from tasks.models import device_of, load_teacher
 from tasks.protocol import fit_protocol, passports, protocol_extractor
 from tasks.stage import StageJob, StageOutcome
+from tasks.vbench import hand_over
 from vdmini_core.artifacts import write_json
 from vdmini_core.data.clips import load_clips
 from vdmini_core.metrics.comparison import compare_rows, repeat_first_frame, significant
 from vdmini_core.metrics.showcase import write_videos
-from vdmini_core.metrics.speed import compare_latency
+from vdmini_core.metrics.speed import compare_latency, parameter_bytes, peak_memory
 from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.models.flops import total_flops
 from vdmini_core.models.generate import generate
@@ -48,11 +49,13 @@ class Bench:
 
 
 def run(job: StageJob) -> StageOutcome:
-    """Write `metrics.json` and `videos/`; latencies go to `timing.json`."""
+    """Write `metrics.json`, `videos/` and what VBench is given; latency and memory go to `timing.json`."""
     extract = protocol_extractor(job)  # first: nobody should sample for hours to learn of a missing file
     real, other = _real_clips(job)
     protocol = fit_protocol(job, extract, len(real))
     bench = _load_bench(job)
+    # First, for it refuses what it cannot use, and its videos stay where a later failure leaves them.
+    vbench = hand_over(job, bench.pipeline, bench.family, bench.denoisers, bench.settings)
     seeds = [job.params.base.seed * SEED_STRIDE + index for index in range(len(real))]
     rows = _generate_rows(bench, real, seeds, job.params.sampling.batch_size)
     truth = _truth(job, len(real))
@@ -63,6 +66,7 @@ def run(job: StageJob) -> StageOutcome:
         "clips": len(real),
         "noise_floor": compared["noise_floor"],
         "passport": passports(job, real, bench.settings, compared["passport"], protocol),
+        **vbench,
     }
     write_json(job.out / "metrics.json", metrics)
     shown = {name: rows[name] for name in ("real", *MODELS)}
@@ -126,10 +130,14 @@ def _with_costs(rows: dict[str, dict[str, Any]], bench: Bench) -> dict[str, Any]
 
 
 def _timing(job: StageJob, bench: Bench, real: Tensor, seeds: list[int]) -> dict[str, Any]:
-    """Latency of each part, the three models in turn within every round so that drift cancels."""
+    """Latency of each part, the three models in turn within every round so that drift cancels.
+
+    `peak_memory_bytes` is what one call needs beyond everything that is loaded, weights included.
+    """
     batch = min(job.params.evaluate.latency_batch, len(real))
     parts = _timed_parts(bench, real[:batch, 0], seeds[:batch])
     latency: dict[str, dict[str, float]] = {name: {} for name in MODELS}
+    memory: dict[str, dict[str, int]] = {name: {} for name in MODELS}
     details, speedup = {}, {}
     evaluate = job.params.evaluate
     for part, call in track(parts.items(), "evaluate: timing", len(parts), "part"):
@@ -138,6 +146,8 @@ def _timing(job: StageJob, bench: Bench, real: Tensor, seeds: list[int]) -> dict
             found = compare_latency(
                 functions, evaluate.latency_warmup, evaluate.latency_repeats, device=bench.device
             )
+            for name in MODELS:
+                memory[name][part] = peak_memory(functions[name], device=bench.device)
         details[part] = found["latency"]
         speedup[part] = found["speedup"]["recovered"]
         for name in MODELS:
@@ -146,6 +156,9 @@ def _timing(job: StageJob, bench: Bench, real: Tensor, seeds: list[int]) -> dict
         "latency_ms": latency,
         "speedup": speedup,
         "details": details,
+        "peak_memory_bytes": memory,
+        "peak_memory_kind": "CUDA allocator" if bench.device.startswith("cuda") else "resident",
+        "weight_bytes": {name: parameter_bytes(bench.denoisers[name]) for name in MODELS},
         "device": device_name(bench.device),
         "threads": torch.get_num_threads(),
         "batch": batch,
@@ -198,6 +211,8 @@ def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
         for key, value in metrics[row].items():
             if isinstance(value, int | float) and not key.endswith(("_low", "_high")):
                 flat[f"{row}.{key}"] = value
+    for model, scores in metrics.get("vbench", {}).get("scores", {}).items():
+        flat |= {f"vbench.{model}.{name}": value for name, value in scores.items()}
     return flat
 
 

@@ -23,8 +23,25 @@ from vdmini_core.errors import ParamsError, VDMiniError
 from vdmini_core.params import Params, known_keys, nearest_key, parse_params
 
 CODE_MARK = "vdmini-code.json"
-FOLDER_KEYS = ("prepare.videos", "teacher.path")
-_LAID_OUT = ("params.yaml", ".dvcignore", "profiles", "timing", "videos/README.md", "teachers/README.md")
+# Paths outside the artifacts, which a workspace shares with the project it starts from ...
+SHARED_PATHS = (
+    "prepare.videos",
+    "teacher.path",
+    "evaluate.fvd.weights",
+    "evaluate.vbench.suite",
+    "evaluate.vbench.images",
+)
+# ... but not what another tool found out about one project's own models.
+OWN_PATHS = ("evaluate.vbench.results",)
+_LAID_OUT = (
+    "params.yaml",
+    ".dvcignore",
+    "profiles",
+    "timing",
+    "videos/README.md",
+    "teachers/README.md",
+    "vbench/README.md",
+)
 
 
 def template_folder() -> Path:
@@ -78,9 +95,13 @@ def _start_from(folder: Path, like: Path) -> None:
     """Take over another project's parameters; its folders are named as seen from here."""
     document = defaults_yaml(folder)
     _overlay(document, json.loads(json.dumps(read_yaml(like / "params.yaml"), default=str)))
-    for key in FOLDER_KEYS:
-        section, name = key.split(".")
-        document[section][name] = _relative(like / Path(document[section][name]).expanduser(), folder)
+    flat, defaults = _flat(document), _flat(defaults_yaml(folder))
+    for key in SHARED_PATHS:
+        # Weights may be an address or a name on the hub instead.
+        if flat[key] is not None and (key != "evaluate.fvd.weights" or (like / flat[key]).exists()):
+            _assign(document, key, _relative(like / Path(flat[key]).expanduser(), folder))
+    for key in OWN_PATHS:
+        _assign(document, key, defaults[key])
     parse_params(json.loads(json.dumps(document)), f"{like.name}/params.yaml")
     (folder / "params.yaml").write_text(dump_yaml(document), encoding="utf-8")
 
@@ -232,7 +253,7 @@ def change_params(
         _assign(document, "prepare.videos", _relative(videos, root))
     for text in assignments:
         key, value = parse_assignment(text)
-        if key in FOLDER_KEYS and isinstance(value, str) and Path(value).expanduser().is_dir():
+        if key in SHARED_PATHS + OWN_PATHS and isinstance(value, str) and Path(value).expanduser().exists():
             value = _relative(Path(value).expanduser(), root)  # as typed: against where the user stands
         _assign(document, key, value)
     parse_params(json.loads(json.dumps(document, default=str)), "params.yaml with these changes")

@@ -37,7 +37,7 @@ EXPERIMENT_ENV = "MLFLOW_EXPERIMENT_NAME"
 DEFAULT_EXPERIMENT = "vdmini"
 # Directories too large or too many-filed to copy into the tracking store with every stage run: they are
 # versioned by DVC, and the student is logged once, by `register`.
-NOT_LOGGED = frozenset({"pipeline", "student"})
+NOT_LOGGED = frozenset({"pipeline", "student", "vbench"})
 MAX_LOGGED_BYTES = 32 * 2**20
 
 

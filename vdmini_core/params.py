@@ -215,6 +215,34 @@ class FvdParams(Section):
         return self
 
 
+class VBenchParams(Section):
+    """Hand-over to VBench, which runs in its own environment (docs/metrics.md)."""
+
+    suite: str | None = Field(
+        None,
+        min_length=1,
+        description="VBench's full_info JSON, or a text file of one prompt a line; null: no videos written",
+    )
+    kind: Literal["i2v", "t2v"] = Field("i2v", description="which VBench: from images, or from text")
+    images: str | None = Field(
+        None,
+        min_length=1,
+        description="first frames for i2v: VBench-I2V's `crop` folder, or images named after the prompts",
+    )
+    seeds: int = Field(
+        5, ge=1, le=5, description="videos a prompt; VBench looks for 5, fewer are a trial of the way there"
+    )
+    results: str = Field(
+        "vbench", min_length=1, description="folder with VBench's result JSON, in a folder per model"
+    )
+
+    @model_validator(mode="after")
+    def _images_for_i2v(self) -> VBenchParams:
+        if self.suite is not None and self.kind == "i2v" and self.images is None:
+            raise ValueError("kind: i2v needs `images`, the folder of first frames")
+        return self
+
+
 class EvaluateParams(Section):
     """Quality and speed of teacher, pruned and recovered."""
 
@@ -224,6 +252,7 @@ class EvaluateParams(Section):
     latency_warmup: int = Field(1, ge=0)
     latency_batch: int = Field(1, ge=1, description="clips per call when latency is measured")
     videos: int = Field(6, ge=0, description="clips written as side-by-side videos")
+    vbench: VBenchParams = VBenchParams()
 
 
 class RegisterParams(Section):

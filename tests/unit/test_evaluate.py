@@ -100,6 +100,11 @@ def test_timing_and_table(evaluated):
     outcome, metrics, _, _ = evaluated
     for model in ("teacher", "pruned", "recovered"):
         assert set(outcome.timing["latency_ms"][model]) == {"unet", "vae_decoder", "end_to_end"}
+        assert all(value >= 0 for value in outcome.timing["peak_memory_bytes"][model].values())
+        assert outcome.timing["weight_bytes"][model] == 4 * metrics[model]["params"]
+    assert outcome.timing["peak_memory_bytes"]["teacher"]["end_to_end"] > 0
+    assert outcome.timing["details"]["unet"]["teacher"].keys() >= {"median_ms", "iqr_ms", "repeats", "warmup"}
+    assert (outcome.timing["batch"], outcome.timing["resolution"]) == (1, [32, 32])
     assert all(value > 0 for value in outcome.timing["speedup"].values())
     assert [row["row"] for row in outcome.table] == list(ROWS)
     assert outcome.metrics["recovered.fvd_teacher"] == metrics["recovered"]["fvd_teacher"]

@@ -6,11 +6,14 @@ turn (A B C A B C ...) and takes ratios within each round.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,19 +78,56 @@ def compare_latency(
     return {"latency": {name: _summary(own, warmup) for name, own in times.items()}, "speedup": speedup}
 
 
-def peak_memory(fn: Call, *, device: str = "cpu", interval_s: float = 0.002) -> int:
+def peak_memory(fn: Call, *, device: str = "cpu") -> int:
     """Bytes that a call needs at most beyond what is in use before it.
 
-    On a GPU what the allocator handed out; on a CPU the growth of the process's resident memory, sampled,
-    so short peaks and memory the process already holds free are missed.
+    On a GPU: what its allocator handed out. On a CPU: growth of the process's resident memory, free memory
+    given back first; by the kernel's own high-water mark, or sampled where the kernel does not reset it.
     """
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        fn()
-        torch.cuda.synchronize()
-        return int(torch.cuda.max_memory_allocated() - before)
+        with torch.cuda.device(device):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            fn()
+            torch.cuda.synchronize()
+            return int(torch.cuda.max_memory_allocated() - before)
+    _give_back_free_memory()
+    if not _reset_high_water():
+        return _sampled_growth(fn)
+    before = psutil.Process().memory_info().rss
+    fn()
+    return max(0, _high_water() - before)
+
+
+def parameter_bytes(module: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
+
+
+def _give_back_free_memory() -> None:
+    """Return what the C library keeps for later: refilling it would not count as growth."""
+    gc.collect()
+    with suppress(AttributeError, OSError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _reset_high_water() -> bool:
+    """Let the kernel count peak resident memory from now on (Linux, proc(5): clear_refs 5)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _high_water() > 0
+    except OSError:
+        return False
+
+
+def _high_water() -> int:
+    """Peak resident bytes, 0 where the kernel does not say."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def _sampled_growth(fn: Call, interval_s: float = 0.002) -> int:
     process = psutil.Process()
     before = peak = process.memory_info().rss
     done = threading.Event()

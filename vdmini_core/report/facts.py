@@ -5,6 +5,7 @@ What was not measured is called that, never guessed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,7 @@ LABELS = {
     "flops": "FLOPs of one pass",
 }
 TRUTH = ("trajectory_error", "colour_error", "shape_error")
-LATENCY = {"unet": "U-Net, one pass", "vae_decoder": "VAE decoder", "end_to_end": "End to end"}
+PARTS = {"unet": "U-Net, one pass", "vae_decoder": "VAE decoder", "end_to_end": "End to end"}
 HIGHER_IS_BETTER = ("psnr", "ssim", "cosine", "correlation", "similarity", "consistency", "smoothness")
 
 
@@ -142,12 +143,20 @@ def comparison(metrics: dict[str, Any], timing: dict[str, Any]) -> list[tuple[st
         "Cost": ["params", "flops"],
     }
     lines = [(title, [_line(metrics, key) for key in keys]) for title, keys in groups.items() if keys]
-    latency = timing.get("latency_ms") if isinstance(timing.get("latency_ms"), dict) else {}
-    times = [
-        Line(label, "lower", tuple(_time(latency, row, part) for row in ROWS))
-        for part, label in LATENCY.items()
+    groups_of_parts = [("Latency, ms", _by_part(timing.get("latency_ms"), number))]
+    if memory := timing.get("peak_memory_bytes"):
+        groups_of_parts.append(
+            ("Peak memory of a call beyond what is loaded, bytes", _by_part(memory, short_count))
+        )
+    return [*lines, *groups_of_parts]
+
+
+def _by_part(measured_rows: Any, shown: Callable[[float], str]) -> list[Line]:
+    """One line per part of the pipeline, from row -> part -> number."""
+    return [
+        Line(label, "lower", tuple(_part(measured_rows, row, part, shown) for row in ROWS))
+        for part, label in PARTS.items()
     ]
-    return [*lines, ("Latency, ms", times)]
 
 
 def measures(row: Any) -> list[str]:
@@ -184,8 +193,8 @@ def _cell(metrics: dict[str, Any], row: str, key: str) -> Cell:
     return Cell(number(value), f"{number(low)} – {number(high)}" if high > low else "")
 
 
-def _time(latency: Any, row: str, part: str) -> Cell:
-    value = value_of(latency, row, part)
+def _part(measured_rows: Any, row: str, part: str, shown: Callable[[float], str]) -> Cell:
+    value = value_of(measured_rows, row, part)
     if value is not None:
-        return Cell(number(value))
+        return Cell(shown(value))
     return Cell("–" if row in ("repeat_first_frame", "real") else NOT_MEASURED)

@@ -22,9 +22,11 @@ from vdmini_core.report.evidence import accounting, contact_sheet, load, load_li
 from vdmini_core.report.facts import ROWS, comparison, headline, number
 from vdmini_core.report.figures import PALETTE
 from vdmini_core.report.values import is_removed, measured, short_count
+from vdmini_core.report.vbench import vbench_table
 from vdmini_core.report.verdicts import verdicts
 
 TEMPLATES = Path(__file__).parent / "templates"
+LISTED = 200  # files of a stage whose hashes are listed; its manifest has them all
 TINY = 200  # clips narrower than this are enlarged pixel by pixel, not blurred
 
 
@@ -75,6 +77,8 @@ def _context(artifacts: Path, title: str, videos: int) -> dict[str, Any]:
         "verdicts": verdicts(metrics, timing),
         "columns": ROWS,
         "comparison": comparison(metrics, timing),
+        "vbench": vbench_table(metrics),
+        "listed": LISTED,
         "device": timing["device"] if isinstance(timing.get("device"), str) else "",
         "charts": _charts(sensitivity, plan, losses),
         "units": [_unit_row(unit, plan.get("removed") or ()) for unit in units],

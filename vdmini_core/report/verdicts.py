@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from vdmini_core.report.facts import HIGHER_IS_BETTER, LABELS, LATENCY, measures, number, value_of
+from vdmini_core.report.facts import HIGHER_IS_BETTER, LABELS, PARTS, measures, number, value_of
 from vdmini_core.report.values import Interval, measured
 
 
@@ -146,7 +146,7 @@ def _told_apart(metrics: dict[str, Any]) -> Verdict | None:
 
 
 def _faster(timing: dict[str, Any]) -> Verdict | None:
-    unet, decoder, whole = (value_of(timing, "speedup", part) for part in LATENCY)
+    unet, decoder, whole = (value_of(timing, "speedup", part) for part in PARTS)
     if unet is None:
         return Verdict("open", "Speed was not measured in this run.")
     parts = [f"the U-Net runs {unet:.2f}× as fast as the teacher’s"]
