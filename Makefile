@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # DVC stages call `vdmini`: the environment's own must be found first.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup style check test demo clean
+.PHONY: help setup style check test demo bench clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
 
@@ -36,6 +36,10 @@ test: setup  ## every test: unit, flows, real servers
 
 demo: setup  ## the whole story on the embedded default: no GPU, no download, no account
 	$(BIN)/vdmini run
+
+bench: setup  ## measure what is claimed, on this machine: benchmarks/README.md
+	$(BIN)/python benchmarks/metric_sanity.py
+	$(BIN)/python benchmarks/fvd_against_cdfvd.py
 
 clean:  ## remove outputs and scratch here (workspaces, caches of DVC and MLflow stay)
 	rm -rf artifacts .vdmini

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,19 +59,23 @@ def hand_over(
                 expected="a text-to-video model for VBench-T2V",
                 fix="set evaluate.vbench.kind=i2v with VBench-I2V's suite and images",
             )
-        suite = _write(job, pipeline, denoisers, settings)
+        suite = _write(job, pipeline, denoisers, settings, scores)
     return {"vbench": {"kind": wanted.kind, "suite": suite, "scores": scores}} if suite or scores else {}
 
 
 def _scores(job: StageJob) -> dict[str, dict[str, float]]:
     folder = job.path(job.params.evaluate.vbench.results)
-    found = {model: read_results(folder / model, job.params.evaluate.vbench.kind)
-             for model in MODELS if (folder / model).is_dir()}  # fmt: skip
+    there = [model for model in MODELS if (folder / model).is_dir()]
+    found = {model: read_results(folder / model, job.params.evaluate.vbench.kind) for model in there}
     return {model: scores for model, scores in found.items() if scores}
 
 
 def _write(
-    job: StageJob, pipeline: Any, denoisers: Mapping[str, nn.Module], settings: SamplingSettings
+    job: StageJob,
+    pipeline: Any,
+    denoisers: Mapping[str, nn.Module],
+    settings: SamplingSettings,
+    scored: Collection[str],
 ) -> dict[str, Any]:
     videos = _plan(job, settings)
     seeds = {video.name: video.seed for video in videos}
@@ -88,6 +92,11 @@ def _write(
         made = write_suite(videos, make, store, fps=settings.fps, batch_size=job.params.sampling.batch_size)
         if made < len(videos):
             job.monitor.note(f"VBench, {model}: {len(videos) - made} of {len(videos)} videos were there")
+        if made and model in scored:
+            job.monitor.note(
+                f"VBench, {model}: {made} videos are newer than its results: "
+                "if the model or the suite changed, run VBench again"
+            )
         _link(store, out / model, videos)
     write_json(out / "seeds.json", seeds)
     return {key: facts[key] for key in ("name", "sha256", "image_folder", "size", "frames", "fps", "videos")}

@@ -95,13 +95,21 @@ def test_workspace_names_stay_inside(tmp_path: Path) -> None:
 
 def test_a_workspace_starts_from_the_projects_parameters(project: Path, tmp_path: Path) -> None:
     (tmp_path / "films").mkdir()
-    change_params(project, videos=tmp_path / "films", assignments=("distill.steps=7",))
+    (tmp_path / "suite.txt").write_text("a lake\n")
+    vbench = (f"evaluate.vbench.{key}={tmp_path / name}" for key, name in
+              (("suite", "suite.txt"), ("images", "films"), ("results", "films")))  # fmt: skip
+    change_params(project, videos=tmp_path / "films", assignments=("distill.steps=7", *vbench))
     workspace = workspace_folder(project, "try")
     lay_out(workspace, like=project)
     params = load_params(workspace / "params.yaml")
     assert params.distill.steps == 7
     assert (workspace / params.prepare.videos).resolve() == (tmp_path / "films").resolve()
     assert (workspace / params.teacher.path).resolve() == (project / "teachers").resolve()
+    wanted = params.evaluate.vbench
+    assert (workspace / str(wanted.suite)).resolve() == (tmp_path / "suite.txt").resolve()
+    assert (workspace / str(wanted.images)).resolve() == (tmp_path / "films").resolve()
+    # What VBench found belongs to one project's models.
+    assert wanted.results == "vbench" and (workspace / "vbench" / "README.md").is_file()
 
 
 def test_folders_that_cannot_be_versioned_are_refused(project: Path, tmp_path: Path) -> None:

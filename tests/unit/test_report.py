@@ -103,6 +103,7 @@ def test_every_row_every_unusable_file_and_every_stage_is_shown(html: str) -> No
     for stage in ("prepare", "teacher", "profile", "plan", "prune", "distill", "evaluate"):
         assert f"<b>{stage}</b>" in html
     assert "ef" * 32 in text and "0.42.1" in text
+    assert "Peak memory of a call" in text and "48.3 M" in text
 
 
 def test_the_same_artifacts_give_the_same_page(built: Path, html: str) -> None:

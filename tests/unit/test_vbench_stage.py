@@ -137,6 +137,10 @@ def test_other_weights_images_or_settings_make_new_videos(root: Path, models: Si
     assert all((after[name] == before[name]) == (name == "seeds.json") for name in after)
     left = {path.name for path in (root / ".vdmini" / "vbench").iterdir()}
     assert len(left) == 2 and not left & stores
+    shutil.copytree(FIXTURES / "i2v", root / "vbench" / "recovered")
+    (root / "artifacts" / "distill" / "student" / "extra.json").write_text("[]")
+    _, _, monitor = hand_over(root, models)
+    assert "recovered: 4 videos are newer than its results" in monitor.notes[-1]
 
 
 def test_what_cannot_be_done_is_said(root: Path, models: SimpleNamespace) -> None:
