@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import report_fixture as fixture
+from matplotlib.figure import Figure
 
 from vdmini_core.report.charts import (
+    _scale,
     frontier_chart,
     loss_chart,
     plan_figure,
     sensitivity_chart,
 )
+from vdmini_core.report.figures import house_style
 from vdmini_core.report.values import is_removed, measured, short_count, split_name
 
 FRONTIER = [
@@ -107,3 +110,13 @@ def test_small_helpers() -> None:
     assert measured({"fvd": 2, "fvd_low": 1}, "fvd") == (2.0, 1.0, 2.0)
     assert measured({"fvd": float("nan")}, "fvd") is None
     assert measured({"fvd": {"value": 2, "low": 1, "high": 3}}, "fvd") == (2.0, 1.0, 3.0)
+
+
+def test_logarithmic_axes_show_numbers_and_start_below_the_noise_floor() -> None:
+    with house_style():
+        figure = Figure()
+        axes = figure.subplots()
+        _scale([axes], [0.0, 1e-9, 1e-4, 1.0, 300.0], floor=1e-3)
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert axes.get_yscale() == "log" and axes.get_ylim()[0] == 1e-4
+    assert labels and all(float(label) > 0 for label in labels)

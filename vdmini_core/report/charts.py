@@ -27,6 +27,7 @@ from vdmini_core.report.figures import (
     TOTAL,
     TOTAL_LIGHT,
     house_style,
+    plain_numbers,
     plan_figure,
     save,
 )
@@ -79,39 +80,56 @@ def sensitivity_chart(sensitivity: dict[str, Any], path: Path) -> None:
                 color=MUTED,
                 fontsize=10,
             )
+        for line, panel in zip(grid, panels, strict=False):
+            _scale(line, _heights(units, panel[0]), _floor(sensitivity.get("noise_floor"), panel[0]))
         _titles(figure, grid, panels, units)
         save(figure, Path(path))
 
 
 def _damage(axes: Axes, rows: Sequence[dict[str, Any]], panel: tuple[str, str, str], floor: Any) -> None:
     key, _, colour = panel
-    heights: list[float] = []
     for number, (variant, shade) in enumerate(_VARIANTS):
         for x, unit in enumerate(rows):
             if (found := measured(unit.get(variant), key)) is None:
                 continue
             value, low, high = found
-            heights.append(value)
             at = x + (number - 0.5) * 0.38
             axes.bar(at, value, 0.36, color=PALETTE[colour + shade])
             if high > low:
                 axes.plot([at, at], [low, high], color=INK, lw=1.1, solid_capstyle="butt")
-    noise = measured(floor, key) or measured({"v": floor}, "v")
+    noise = _floor(floor, key)
     if noise is not None:
-        axes.axhline(noise[2], color=INK, lw=1, ls=(0, (4, 3)))
-    _scale(axes, heights)
+        axes.axhline(noise, color=INK, lw=1, ls=(0, (4, 3)))
 
 
-def _scale(axes: Axes, heights: Sequence[float]) -> None:
-    """A logarithmic axis where one giant would flatten all others, and says so."""
+def _floor(floor: Any, key: str) -> float | None:
+    """Upper end of the noise floor."""
+    found = measured(floor, key) or measured({"v": floor}, "v")
+    return found[2] if found else None
+
+
+def _heights(units: Sequence[dict[str, Any]], key: str) -> list[float]:
+    found = (measured(unit.get(variant), key) for unit in units for variant, _ in _VARIANTS)
+    return [values[0] for values in found if values is not None]
+
+
+def _scale(line: Sequence[Axes], heights: Sequence[float], floor: float | None) -> None:
+    """One axis for a whole line: logarithmic, and says so, where one giant would flatten all others.
+
+    A logarithmic axis starts a little below the noise floor: how far below it a unit lies means nothing.
+    """
     ordered = sorted(h for h in heights if h > 0)
-    if ordered and len(ordered) == len(heights) and ordered[-1] > 40 * ordered[len(ordered) // 2]:
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_ylabel("log scale", fontsize=8)
-    else:
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+    logarithmic = bool(ordered) and ordered[-1] > 40 * ordered[len(ordered) // 2]
+    for axes in line:
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.set_ylim(floor / 10 if floor else ordered[0] / 2, 3 * ordered[-1])
+            axes.yaxis.set_major_formatter(plain_numbers())
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.set_ylabel("log scale", fontsize=8)
+        else:
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_locator(MaxNLocator(4))
 
 
 def _cost(axes: Axes, rows: Sequence[dict[str, Any]], units: Sequence[dict[str, Any]]) -> None:
@@ -135,8 +153,10 @@ def _name_units(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     names = [str(unit["name"]) for unit in rows]
     marks = ["" if unit.get("removable", True) else "†" for unit in rows]
     pairs = all(split_name(name)[1] for name in names)
-    labels = [(split_name(n)[1] if pairs else n) + mark for n, mark in zip(names, marks, strict=True)]
-    longest = max((len(label) for label in labels), default=0)
+    shown = [split_name(n)[1] if pairs else n for n in names]
+    longest = max((len(name) for name in shown), default=0)
+    gap = "" if pairs or longest > 5 else "\n"  # names of blocks stand close together
+    labels = [name + (gap + mark if mark else "") for name, mark in zip(shown, marks, strict=True)]
     axes.set_xticks(range(len(names)), labels, rotation=90 if longest > 5 else 0, color=INK)
     axes.set_xlim(-0.7, len(names) - 0.3)
     if not pairs:

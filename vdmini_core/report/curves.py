@@ -13,7 +13,15 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from vdmini_core.params import is_number
-from vdmini_core.report.figures import MOTION, PALETTE, TOTAL, TOTAL_LIGHT, house_style, save
+from vdmini_core.report.figures import (
+    MOTION,
+    PALETTE,
+    TOTAL,
+    TOTAL_LIGHT,
+    house_style,
+    plain_numbers,
+    save,
+)
 from vdmini_core.report.values import measured
 
 _LOSS_TITLES = {
@@ -63,6 +71,7 @@ def _term(axes: Axes, losses: Sequence[dict[str, Any]], term: str) -> None:
     axes.plot(steps, values if term == "lr" else _smooth(values), color=colour, lw=1.9)
     if min(values) > 0 and max(values) > 30 * min(values) and term != "lr":
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(plain_numbers())
         axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.margins(x=0.02)

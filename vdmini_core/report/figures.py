@@ -17,6 +17,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import FuncFormatter
 
 from vdmini_core.report.values import is_removed, short_count, split_name
 
@@ -75,6 +76,11 @@ def house_style() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
+
+
+def plain_numbers() -> FuncFormatter:
+    """Tick labels of a logarithmic axis as numbers: its own are formulas, which `text.parse_math` keeps raw."""
+    return FuncFormatter(lambda value, _: f"{value:g}")
 
 
 def save(figure: Figure, path: Path) -> None:
