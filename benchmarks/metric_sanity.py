@@ -38,7 +38,7 @@ from vdmini_core.metrics.paired import (
 from vdmini_core.metrics.sanity import damaged_sets, sanity_table
 from vdmini_core.metrics.uncertainty import frechet_with_interval, noise_floor
 from vdmini_core.progress import track
-from vdmini_core.report.figures import PALETTE, house_style, save
+from vdmini_core.report.figures import PALETTE, house_style, plain_numbers, save
 
 RESULTS = Path(__file__).parent / "results"
 FRAMES, LONG, SIDE = 8, 24, 64
@@ -192,6 +192,7 @@ def chart(result: dict[str, Any], path: Path) -> None:
                 axes.bar(positions, heights, 0.17, color=PALETTE[row["kind"]], alpha=0.9)
             axes.axhspan(0.1, 2, color=PALETTE["grid"], alpha=0.6, lw=0)
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(plain_numbers())
             axes.set_ylim(0.1)
             axes.set_title(f"{name}: distance above the noise floor, in its standard deviations")
         labels = [

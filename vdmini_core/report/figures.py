@@ -79,7 +79,7 @@ def house_style() -> Iterator[None]:
 
 
 def plain_numbers() -> FuncFormatter:
-    """Tick labels of a logarithmic axis as numbers: its own are formulas, which `text.parse_math` keeps raw."""
+    """Tick labels of a logarithmic axis as numbers: its own are formulas, which we do not parse."""
     return FuncFormatter(lambda value, _: f"{value:g}")
 
 
