@@ -67,7 +67,8 @@ def fvd(
 ) -> None:
     """Fréchet video distance of two folders of videos, with interval, noise floor and passport.
 
-    Settings that are not given follow the passport of saved statistics, so that both sides are seen alike.
+    What is not given follows saved statistics of the other side: extractor, frames, and the size and rate
+    that were asked for when they were made. Sizes and rates of the files themselves must be the same.
     """
     settings = _settings(**{key: value for key, value in locals().items() if key in _OF_SETTINGS})
     from vdmini_core.metrics.folder_distance import folder_distance
@@ -115,11 +116,11 @@ def fvd_stats(
     """Statistics of a folder of videos for `fvd`, so that the real side is read once; constant memory."""
     settings = _settings(**{key: value for key, value in locals().items() if key in _OF_SETTINGS})
     from vdmini_core.metrics.folder import folder_stats
-    from vdmini_core.metrics.saved_stats import checked_output, save_stats
+    from vdmini_core.metrics.saved_stats import Saved, checked_output, save_stats
 
     checked_output(output)
     measured = folder_stats(folder, settings)
-    save_stats(measured.stats, measured.passport, output)
+    save_stats(Saved(measured.stats, measured.passport, settings.asked()), output)
     facts: dict[str, Any] = {
         "file": str(output),
         "n": measured.stats.n,

@@ -1,6 +1,7 @@
 """Stage `evaluate` on a tiny random pipeline, its comparison and its videos."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -12,7 +13,7 @@ from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seed
 from vdmini_core.errors import DataError
 from vdmini_core.metrics.comparison import compare_rows, repeat_first_frame
 from vdmini_core.metrics.extractors import load_extractor
-from vdmini_core.metrics.passport import Passport
+from vdmini_core.metrics.passport import Passport, require_comparable
 from vdmini_core.metrics.protocol import make_protocol
 from vdmini_core.metrics.showcase import side_by_side
 from vdmini_core.params import FvdParams, parse_params
@@ -157,7 +158,7 @@ def test_a_published_protocol_is_one_more_measure(root, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tasks.protocol, "load_protocol_extractor", network)
     asked = {"extractor": "i3d", "weights": "i3d.pt", "sha256": "ab" * 32, "layer": "pooled"}
-    asked |= {"clips": 4, "frames": 2, "fps": 4.0, "height": 16, "width": 24}
+    asked |= {"clips": 4, "clips_per_video": 1, "frames": 2, "fps": 4.0, "height": 16, "width": 24}
     outcome, metrics, _ = evaluate(root, tmp_path / "out", **asked)
     assert made[0].frames_seen == {2}
     for row in ROWS:
@@ -170,6 +171,31 @@ def test_a_published_protocol_is_one_more_measure(root, tmp_path, monkeypatch):
     assert (passport.frames, passport.fps, passport.size) == (2, 4.0, (16, 24))
     assert (passport.layer, passport.weights_sha256) == ("pooled", "ab" * 32)
     assert metrics["passport"]["fvd"]["frames"] == 4
+    assert (passport.real.choice, metrics["passport"]["fvd"]["real"]["choice"]) == (
+        "at most 1 of each video",
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [({"fps": 7.0}, "fps 8"), ({"motion_bucket_id": 40}, "bucket 127"), ({"noise_aug_strength": 0.1}, "0.02"),
+     ({"steps": 4}, "1 steps"), ({"guidance": 3.0}, "guidance 1"), ({"height": 64}, "32x32")],
+)  # fmt: skip
+def test_values_sampled_otherwise_are_not_compared(root, tmp_path, changed, says):
+    from tasks.protocol import passports
+    from vdmini_core.models.base import SamplingSettings
+
+    settings = SamplingSettings(frames=4, height=32, width=32, fps=8.0, steps=1)
+    job = StageJob(root, parse_params({"prepare": {"fps": 8.0}}), tmp_path, root, QuietMonitor())
+    extractors = {"embedded": load_extractor("embedded").passport()}
+    a, b = (
+        Passport.from_json(passports(job, clips(4), each, extractors, None)["fvd"])
+        for each in (settings, dataclasses.replace(settings, **changed))
+    )
+    assert require_comparable(a, a) == []
+    with pytest.raises(DataError, match=rf"generated\.choice: .*{says}.* against "):
+        require_comparable(a, b)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,7 @@ def test_saved_statistics_give_the_same_value(folders: Path, tmp_path: Path) -> 
             files[name] if kind == "s" else folders / name
             for name, kind in (("real", real), ("generated", generated))
         ]
-        found = run_json("fvd", *sides)  # frames, fps and size follow the statistics
+        found = run_json("fvd", *sides)  # extractor and frames follow the statistics
         assert found["value"] == pytest.approx(both["value"], rel=1e-9)
         assert found["passport"] == both["passport"]
         assert found["interval"] is None
@@ -227,6 +229,61 @@ def test_sides_of_another_size_or_rate_are_refused(folders: Path, tmp_path: Path
     assert f"generated ({tmp_path / 'big'})" in message
     assert "size: 32 x 32 against 48 x 48" in message
     assert "fps: 8.0 against 12.0" in message
+
+
+def test_saved_statistics_change_the_other_side_only_as_they_were_asked_to(
+    folders: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "big").mkdir()
+    for index in range(3):
+        encode(tmp_path / "big" / f"{index}.mp4", numbered(24 + index, 48), fps=16)
+    real, big, path = folders / "real", tmp_path / "big", tmp_path / "s.safetensors"
+    run_json("fvd-stats", real, "-o", path, *OPTIONS)  # as the files are: 32x32 at 8 fps
+    message = refusal("fvd", path, big)
+    assert "size: 32 x 32 against 48 x 48" in message
+    assert "fps: 8.0 against 16.0" in message
+    asked = ("--size", 32, "--fps", 8)
+    both = run_json("fvd", real, big, *OPTIONS, *asked)
+    assert run_json("fvd", path, big, *asked)["value"] == pytest.approx(both["value"], rel=1e-9)
+    run_json("fvd-stats", real, "-o", path, *OPTIONS, *asked)
+    assert run_json("fvd", path, big)["value"] == pytest.approx(both["value"], rel=1e-9)
+    run_json("fvd-stats", real, "-o", path, *OPTIONS, "--size", 32, "--stride", 2)
+    strided = run_json("fvd", real, big, *OPTIONS, "--size", 32, "--stride", 2)
+    assert run_json("fvd", path, big)["value"] == pytest.approx(strided["value"], rel=1e-9)
+
+
+def test_two_saved_sides_refuse_what_they_were_not_made_with(folders: Path, tmp_path: Path) -> None:
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    run_json("fvd-stats", folders / "real", "-o", a, *OPTIONS)
+    run_json("fvd-stats", folders / "generated", "-o", b, *OPTIONS)
+    given = ("--extractor", "embedded", *OPTIONS, "--fps", 8, "--size", SIDE)
+    assert run_json("fvd", a, b, *given)["value"] == run_json("fvd", a, b)["value"]
+    message = refusal("fvd", a, b, "--extractor", "i3d", "--frames", 5, "--size", 64, "--layer", "pooled")
+    assert str(a) in message
+    for line in ("extractor: i3d asked for, embedded there", "frames: 5 asked for, 6 there", "layer: pooled"):
+        assert line in message
+    assert "weights_sha256" in refusal("fvd", a, b, "--sha256", "0" * 64)
+
+
+def test_exit_codes_and_streams_of_the_process(folders: Path, tmp_path: Path) -> None:
+    def process(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "vdmini_core", *map(str, arguments)]
+        root = str(Path(__file__).parents[2])
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+    sides = folders / "real", folders / "generated"
+    done = process("fvd", *sides, *OPTIONS, "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["value"] > 0  # JSON alone: progress goes to the other stream
+    assert "clip/s" in done.stderr
+    refused = process("fvd", *sides, "--frames", 99, "--json")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert f"{sides[0] / 'clip-00.mp4'}: too short" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    unasked = process("fvd", *sides, "--size", "big")
+    assert (unasked.returncode, unasked.stdout) == (2, "")
+    stats = process("fvd-stats", sides[0], "-o", tmp_path / "nowhere" / "s.safetensors")
+    assert (stats.returncode, stats.stdout) == (1, "")
 
 
 def test_one_clip_and_no_clips(folders: Path, tmp_path: Path) -> None:

@@ -92,4 +92,5 @@ def test_the_ucf101_profile_names_every_choice_of_its_protocol() -> None:
     assert (fvd.frames, fvd.fps) == (params.prepare.frames, params.prepare.fps)
     assert (fvd.height, fvd.width) == (params.prepare.height, params.prepare.width)
     assert fvd.clips == params.evaluate.clips <= params.prepare.clips.test
+    assert (fvd.clips, fvd.frames, fvd.fps) == (2048, 16, 7.0)
     assert params.prepare.source == "folder"

@@ -20,6 +20,7 @@ from vdmini_core.errors import DataError
 from vdmini_core.metrics.extractors import Extractor, load_extractor
 from vdmini_core.metrics.frechet import GaussianStats
 from vdmini_core.metrics.passport import Passport, Side, features_passport
+from vdmini_core.metrics.saved_stats import Asked, Saved
 from vdmini_core.progress import track
 
 DEFAULT_EXTRACTOR, DEFAULT_FRAMES = "embedded", 16
@@ -30,7 +31,7 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked for; None follows the passport of saved statistics, else the default.
+    """What is asked for; None follows saved statistics of the other side, else the default.
 
     Attributes:
         extractor: name; default `embedded`.
@@ -53,20 +54,29 @@ class Settings:
     device: str = "cpu"
     workers: int = 2
 
-    def following(self, saved: Passport | None) -> Settings:
-        """These settings with every gap filled from saved statistics, else from the defaults."""
+    def following(self, saved: Saved | None) -> Settings:
+        """These settings with every gap filled from saved statistics, else from the defaults.
+
+        Of size and rate only what those were asked to have is followed. Where they are the files' own, the
+        other side's must be the same, just as between two folders.
+        """
         if saved is None:
             return replace(
                 self, extractor=self.extractor or DEFAULT_EXTRACTOR, frames=self.frames or DEFAULT_FRAMES
             )
-        clock = {} if self.fps or self.stride else {"fps": saved.fps, "stride": saved.stride}
+        passport, asked = saved.passport, saved.asked
+        clock = {} if self.fps or self.stride else {"fps": asked.fps, "stride": passport.stride}
         return replace(
             self,
-            extractor=self.extractor or saved.extractor,
-            frames=self.frames or saved.frames,
-            size=self.size or saved.size,
+            extractor=self.extractor or passport.extractor,
+            frames=self.frames or passport.frames,
+            size=self.size or asked.size,
             **clock,  # type: ignore[arg-type]
         )
+
+    def asked(self) -> Asked:
+        """What frames are brought to, for a file of statistics."""
+        return Asked(self.fps, self.size)
 
     def spec(self) -> ClipSpec:
         """How clips are read and chosen."""

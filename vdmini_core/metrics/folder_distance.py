@@ -7,6 +7,7 @@ statistics do not.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from vdmini_core.metrics.extractors import Extractor
 from vdmini_core.metrics.folder import Features, FolderSide, Measured, Settings, folders_opened
 from vdmini_core.metrics.frechet import frechet_distance
 from vdmini_core.metrics.passport import Passport, join, version_remarks
-from vdmini_core.metrics.saved_stats import SUFFIX, load_stats
+from vdmini_core.metrics.saved_stats import SUFFIX, Saved, load_stats
 from vdmini_core.metrics.uncertainty import NoiseFloor, frechet_with_interval, noise_floor
 
 CONFIDENCE = 0.95
@@ -76,8 +77,10 @@ def folder_distance(
         DataError: naming files that cannot be used, too few clips, or every difference between the sides.
     """
     saved = {path: load_stats(path) for path in (real, generated) if path.suffix == SUFFIX}
-    settings = settings.following(next((passport for _, passport in saved.values()), None))
-    measured = {path: Measured(*loaded) for path, loaded in saved.items()}
+    if {real, generated} <= saved.keys():
+        _demand_asked(saved, settings)
+    settings = settings.following(next(iter(saved.values()), None))
+    measured = {path: Measured(item.stats, item.passport) for path, item in saved.items()}
     names = f"real ({real})", f"generated ({generated})"
     extra: Features | None = None
     folders = [path for path in dict.fromkeys((real, generated)) if path not in saved]
@@ -93,6 +96,31 @@ def folder_distance(
             extra = _for_floor(sides.get(real), extract, measured[real], with_floor)
     _demand_n(measured, settings.n)
     return _distance(measured[real], measured[generated], extra, names, settings.seed)
+
+
+def _demand_asked(saved: Mapping[Path, Saved], settings: Settings) -> None:
+    """Refuse options that saved statistics contradict; beside a folder, `join` finds that out."""
+    options = settings.options
+    for path, item in saved.items():
+        passport = item.passport
+        asked = {key: getattr(settings, key) for key in ("extractor", "frames", "fps", "stride", "size")}
+        lines = [
+            f"{key}: {value} asked for, {getattr(passport, key)} there"
+            for key, value in asked.items()
+            if value is not None and value != getattr(passport, key)
+        ]
+        if options.get("sha256") not in (None, passport.weights_sha256):
+            lines.append(f"weights_sha256: {options['sha256']} asked for, {passport.weights_sha256} there")
+        # `layer` and `resize` begin with the option's name (metrics.external).
+        for key, text in (("layer", passport.layer), ("convention", passport.resize)):
+            if key in options and not (text or "").startswith(options[key]):
+                lines.append(f"{key}: {options[key]} asked for, {text} there")
+        if lines:
+            raise DataError(
+                f"{path} was not made as asked for",
+                found="".join(f"\n      {line}" for line in lines),
+                fix="make it again with `fvd-stats` and these options, or drop them",
+            )
 
 
 def _look(sides: dict[Path, FolderSide], real: Path, settings: Settings, with_floor: bool) -> None:

@@ -164,7 +164,8 @@ def join(real: Passport, generated: Passport, names: tuple[str, str] = ("real", 
             f"{names[0]} and {names[1]} were not measured alike",
             expected="the same extractor, frames, fps or stride, and size on both sides",
             found=_listed(differences),
-            fix="give --extractor, --frames, --fps and --size, or make the statistics again with fvd-stats",
+            fix="give --extractor with its options, --frames, --fps and --size, "
+            "or make the statistics again with fvd-stats",
         )
     return replace(real, generated=generated.real)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -15,7 +18,32 @@ SUFFIX = ".safetensors"
 _MADE_BY = "a file written by `fvd-stats`"
 
 
-def load_stats(path: Path) -> tuple[GaussianStats, Passport]:
+@dataclass(frozen=True)
+class Asked:
+    """What frames were brought to, beyond what their files already had.
+
+    The passport tells how clips were seen, but not whether that took any work. Only what was asked for is
+    applied to the other side: a native size or rate must be met, or it would be a difference of treatment.
+
+    Attributes:
+        fps: sampled by time at this rate; None: as the files are, or a stride.
+        size: (height, width) scaled and cropped to; None: as the files are.
+    """
+
+    fps: float | None = None
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One file: the statistics of a set, their passport, and what was asked for when it was made."""
+
+    stats: GaussianStats
+    passport: Passport
+    asked: Asked = Asked()
+
+
+def load_stats(path: Path) -> Saved:
     """Read and check saved statistics.
 
     Raises:
@@ -31,9 +59,18 @@ def load_stats(path: Path) -> tuple[GaussianStats, Passport]:
         ) from None
     if not raw:
         raise DataError(f"{path} has no passport: nothing says what its numbers depend on", expected=_MADE_BY)
+    asked = _asked(raw.pop("asked", None) if isinstance(raw, dict) else None)
     passport = Passport.from_json(raw, f"the passport of {path}")
     _check(stats, passport, path)
-    return stats, passport
+    return Saved(stats, passport, asked)
+
+
+def _asked(raw: Any) -> Asked:
+    """Statistics may not tell: then nothing is applied, and the sides must agree as they are."""
+    if not isinstance(raw, Mapping):
+        return Asked()
+    size = raw.get("size")
+    return Asked(raw.get("fps"), None if size is None else (int(size[0]), int(size[1])))
 
 
 def _check(stats: GaussianStats, passport: Passport, path: Path) -> None:
@@ -52,7 +89,7 @@ def _check(stats: GaussianStats, passport: Passport, path: Path) -> None:
         raise DataError(f"{path} holds NaN or infinite numbers", fix="make it again with `fvd-stats`")
 
 
-def save_stats(stats: GaussianStats, passport: Passport, path: Path) -> None:
+def save_stats(saved: Saved, path: Path) -> None:
     """Write the statistics of one side with their passport, whole or not at all.
 
     Raises:
@@ -60,7 +97,7 @@ def save_stats(stats: GaussianStats, passport: Passport, path: Path) -> None:
     """
     checked_output(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    stats.save(temporary, passport.to_json())
+    saved.stats.save(temporary, saved.passport.to_json() | {"asked": asdict(saved.asked)})
     temporary.replace(path)
 
 
