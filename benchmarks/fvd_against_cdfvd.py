@@ -278,7 +278,8 @@ def main() -> None:
         "verdicts": verdicts(result),
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / f"fvd_against_cdfvd-{today}.json", result)
+    whole = arguments.clips >= 32 and arguments.repeats >= 5
+    write_json(RESULTS / f"fvd_against_cdfvd-{today}{'' if whole else '-trial'}.json", result)
     for claim, verdict in result["verdicts"].items():
         print("holds" if verdict["holds"] else "FAILS", claim, verdict["found"])
 

@@ -45,16 +45,22 @@ def locate(location: str | Path, sha256: str | None = None) -> Path:
     if sha256 is not None:
         found = sha256_file(path)
         if found != sha256.lower():
-            raise DataError("the weights are other ones", expected=f"sha256 {sha256}", found=found)
+            raise DataError(
+                "the weights are other ones",
+                expected=f"sha256 {sha256}",
+                found=f"{found} in {path}",
+                fix="check the sha256, or delete that file if it is a damaged copy",
+            )
     return path
 
 
 def _fetched(address: str, scheme: str, sha256: str | None) -> Path:
     if scheme == "s3":
         raise DataError(
-            "weights in S3 are fetched by the pipeline, not by the core",
+            "weights are not read from S3",
+            expected="a path, or an https address with its sha256",
             found=address,
-            fix="use `vdmini` rather than `python -m vdmini_core`, or copy the file",
+            fix="copy the file here, e.g. with `aws s3 cp`, or give a presigned https address",
         )
     if scheme != "https":
         raise DataError("weights come by https", expected="a path, or https://", found=address)
