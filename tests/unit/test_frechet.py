@@ -15,6 +15,7 @@ from vdmini_core.metrics import (
     frechet_with_interval,
     noise_floor,
 )
+from vdmini_core.metrics.frechet import checked_features
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "frechet"
 
@@ -75,6 +76,18 @@ def test_reference_vectors(pair, tolerance):
         assert frechet_distance(*streamed, ddof) == pytest.approx(closed, rel=tolerance)
 
 
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-5, 1e-9, 0.0])
+def test_wide_spectra_lose_no_digits(smallest):
+    # Covariances that commute have the distance of their standard deviations, whatever the rotation.
+    d, n = 40, 400
+    rng = np.random.default_rng(4)
+    turn, basis = (np.linalg.qr(rng.normal(size=(k, d)))[0] for k in (d, n))
+    basis = np.linalg.qr(basis - basis.mean(axis=0))[0]
+    scales = np.geomspace(1.0, smallest, d) if smallest else np.r_[np.ones(d // 2), np.zeros(d - d // 2)]
+    a, b = (basis * scales * s @ turn.T * np.sqrt(n) for s in (1.0, 1.5))
+    assert frechet_distance(a, b, ddof=0) == pytest.approx(0.25 * np.sum(scales**2), rel=1e-9)
+
+
 def test_statistics_stream_merge_and_survive_the_disk(tmp_path):
     a, b = sets(101, 90)
     workers = [GaussianStats(12).update(part[:7]).update(part[7:]) for part in (a[:40], a[40:])]
@@ -131,6 +144,11 @@ def test_errors_say_what_is_wrong():
     broken[3, 1] = np.nan
     with pytest.raises(DataError, match=r"clips \[3\]"):
         frechet_distance(broken, b)
+    broken[7, 0], broken[3, 1] = np.inf, -np.inf
+    with pytest.raises(DataError, match=r"clips \[3, 7\]"):
+        frechet_distance(broken, b)
+    huge = np.array([[1e308], [1e308], [0.0]])  # their sum overflows, they do not
+    assert checked_features(huge, "features").shape == (3, 1)
     with pytest.raises(DataError, match="too few"):
         frechet_distance(a[:1], b)
     with pytest.raises(DataError, match="different features"):
