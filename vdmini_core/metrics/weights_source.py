@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import tempfile
+import urllib.request
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -15,6 +20,9 @@ from torch import Tensor
 
 from vdmini_core.artifacts import sha256_file
 from vdmini_core.errors import DataError
+from vdmini_core.progress import progress_bar
+
+TIMEOUT_S = 60.0
 
 
 def cache_folder() -> Path:
@@ -57,24 +65,74 @@ def locate(location: str | Path, sha256: str | None = None) -> Path:
 def _fetched(address: str, scheme: str, sha256: str | None) -> Path:
     if scheme == "s3":
         raise DataError(
-            "weights are not read from S3",
+            "weights are not read from S3 here",
             expected="a path, or an https address with its sha256",
             found=address,
-            fix="copy the file here, e.g. with `aws s3 cp`, or give a presigned https address",
+            fix="get a path with `tasks.weights.resolve_weights`, copy the file with `aws s3 cp`, or give a "
+            "presigned https address",
         )
     if scheme != "https":
         raise DataError("weights come by https", expected="a path, or https://", found=address)
+    return cached(address, sha256, lambda target: _download(address, target))
+
+
+def cached(address: str, sha256: str | None, fetch: Callable[[Path], None]) -> Path:
+    """The file with this sha256 in the cache, fetched when it is not there.
+
+    Args:
+        address: where it comes from, for messages.
+        sha256: of the file; nothing else ever gets its place.
+        fetch: writes it to a path; OSError when it cannot.
+
+    Raises:
+        DataError: without a sha256, when it cannot be fetched, or when what came has another sha256.
+    """
     if sha256 is None:
         raise DataError("weights from outside need their sha256", found=address, fix="give sha256")
-    target = cache_folder() / "weights" / sha256.lower()
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise DataError("this is no sha256", expected="64 hex digits", found=sha256[:80])
+    folder = cache_folder() / "weights"
+    target = folder / sha256.lower()
+    if target.is_file():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as scratch:
+        part = Path(scratch) / "weights"
         try:
-            # Downloads beside the target, checks the hash, then renames.
-            torch.hub.download_url_to_file(address, str(target), hash_prefix=sha256.lower())
-        except (OSError, RuntimeError) as error:
+            fetch(part)
+        except OSError as error:
             raise DataError("the weights cannot be fetched", found=f"{address}: {error}") from error
+        found = sha256_file(part)
+        if found != sha256.lower():
+            raise DataError(
+                "the weights that came are other ones",
+                expected=f"sha256 {sha256}",
+                found=f"{found} from {address}",
+                fix="check address and sha256; nothing was kept",
+            )
+        part.replace(target)
     return target
+
+
+class _HttpsAlone(urllib.request.HTTPRedirectHandler):
+    """Follows redirections as long as they stay encrypted."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if urlparse(newurl).scheme != "https":
+            raise DataError("weights come by https", expected="https all the way", found=newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _download(address: str, target: Path) -> None:
+    opener = urllib.request.build_opener(_HttpsAlone)
+    with opener.open(address, timeout=TIMEOUT_S) as answer, target.open("wb") as file:
+        size = int(answer.headers.get("Content-Length") or 0) or None
+        with progress_bar("weights", size, "B") as bar:
+            while block := answer.read(2**20):
+                file.write(block)
+                bar.update(len(block))
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:

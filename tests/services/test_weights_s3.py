@@ -1,0 +1,88 @@
+"""Weights from S3, served by a real server that speaks it."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.weights import resolve_weights
+from tests.services.test_servers import free_port
+from vdmini_core.errors import DataError
+
+pytestmark = pytest.mark.services
+CONTENT = b"weights" * 1000
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "models" / "i3d").mkdir(parents=True)
+    (folder / "models" / "i3d" / "rgb imagenet.pt").write_bytes(CONTENT)
+    address = f"127.0.0.1:{free_port()}"
+    rclone = Path(sys.executable).with_name("rclone")
+    command = [str(rclone), "serve", "s3", str(folder), "--addr", address, "--auth-key", "user,secret"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(f"http://{address}", process)
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5)
+            return
+        except urllib.error.HTTPError:  # it answers: nobody without a key
+            return
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+@pytest.fixture
+def account(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "user",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+        "VDMINI_CACHE": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path / "cache"
+
+
+def test_fetched_by_bucket_and_key_and_kept(account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = resolve_weights("s3://models/i3d/rgb imagenet.pt", DIGEST)
+    assert path.read_bytes() == CONTENT and path.is_relative_to(account)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody is there: the cache must do
+    assert resolve_weights("s3://models/i3d/rgb imagenet.pt", DIGEST) == path
+    assert resolve_weights(path) == path
+
+
+def test_what_is_refused_leaves_nothing_behind(account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "s3://models/i3d/rgb imagenet.pt"
+    with pytest.raises(DataError, match="that came are other ones"):
+        resolve_weights(address, "0" * 64)
+    with pytest.raises(DataError, match="need their sha256"):
+        resolve_weights(address)
+    with pytest.raises(DataError, match=r"(?s)cannot be fetched.*s3://models/i3d/gone.pt"):
+        resolve_weights("s3://models/i3d/gone.pt", DIGEST)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "guess")
+    with pytest.raises(DataError, match="cannot be fetched"):
+        resolve_weights(address, DIGEST)
+    assert [path for path in account.rglob("*") if path.is_file()] == []
