@@ -11,6 +11,7 @@ from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seed
 from vdmini_core.errors import DataError
 from vdmini_core.metrics import distortions as damage
 from vdmini_core.metrics import frechet_distance, load_extractor
+from vdmini_core.metrics.extractor import Extractor, Network
 from vdmini_core.metrics.extractors import EXTRACTORS, WEIGHTS
 from vdmini_core.metrics.motion import flow_field
 
@@ -138,3 +139,15 @@ def test_errors(clips):
         extract(broken)
     with pytest.raises(DataError, match="no extractor"):
         load_extractor("i4d")
+
+
+def test_a_gpu_takes_no_short_cuts_in_float32():
+    seen = []
+
+    def features(clips):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return clips.flatten(1).float()
+
+    before = torch.backends.cudnn.allow_tf32
+    Extractor("own", Network(24, lambda clips: clips, features))(torch.zeros((1, 2, 2, 2, 3)))
+    assert seen == [False] and torch.backends.cudnn.allow_tf32 == before

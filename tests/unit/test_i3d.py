@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from vdmini_core.errors import DataError
 from vdmini_core.metrics import load_extractor
 from vdmini_core.metrics.i3d import I3D, expected_shapes, max_pool, same_padding
+from vdmini_core.metrics.i3d_extractor import MOST_CLIPS_ON_CPU
 from vdmini_core.metrics.i3d_preprocess import preprocess
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "i3d"
@@ -140,6 +141,30 @@ def test_batches_and_threads_of_clips_do_not_matter(random_weights):
     pooled = load_extractor("i3d", weights=path, layer="pooled")
     assert pooled(clips[:1]).shape == (1, 1024)
     assert pooled.passport() != load_extractor("i3d", weights=path).passport()
+
+
+def test_the_number_type_is_an_option_and_part_of_the_passport(random_weights):
+    path, _ = random_weights
+    clips = torch.rand((2, 9, 16, 16, 3), generator=torch.Generator().manual_seed(2))
+    extractors = {kind: load_extractor("i3d", weights=path, dtype=kind) for kind in ("float32", "float64")}
+    found = {kind: extract(clips) for kind, extract in extractors.items()}
+    scale = np.abs(found["float64"]).max()
+    assert 0 < np.abs(found["float32"] - found["float64"]).max() < 1e-5 * scale
+    half = load_extractor("i3d", weights=path, dtype="bfloat16")
+    assert 1e-4 * scale < np.abs(half(clips) - found["float64"]).max() < 0.1 * scale
+    assert half.passport() != extractors["float32"].passport() != extractors["float64"].passport()
+    with pytest.raises(DataError, match="do not compute in `float8`"):
+        load_extractor("i3d", weights=path, dtype="float8")
+
+
+def test_many_clips_at_once_are_taken_in_small_batches(random_weights):
+    path, _ = random_weights
+    sizes = []
+    extract = load_extractor("i3d", weights=path, batch_size=64)
+    prepare = extract._network.prepare
+    object.__setattr__(extract._network, "prepare", lambda clips: sizes.append(len(clips)) or prepare(clips))
+    extract(torch.zeros((MOST_CLIPS_ON_CPU + 1, 9, 16, 16, 3), dtype=torch.uint8))
+    assert sizes == [MOST_CLIPS_ON_CPU, 1]
 
 
 def test_refusals(random_weights, tmp_path):

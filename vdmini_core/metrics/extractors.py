@@ -27,8 +27,8 @@ EXTRACTORS = ("embedded", "content", "motion")  # those that ship with the packa
 ALL_EXTRACTORS = (*EXTRACTORS, "i3d", "videomae")
 MOTION_VERSION = 1  # raise when a change alters the numbers
 _OPTIONS = {
-    "i3d": {"weights", "sha256", "convention", "layer", "bn_eps"},
-    "videomae": {"weights"},
+    "i3d": {"weights", "sha256", "convention", "layer", "bn_eps", "dtype"},
+    "videomae": {"weights", "dtype"},
 }
 
 __all__ = ["ALL_EXTRACTORS", "EXTRACTORS", "Extractor", "load_extractor"]
@@ -42,10 +42,11 @@ def load_extractor(
     Args:
         name: one of `ALL_EXTRACTORS`.
         device: where it computes.
-        batch_size: clips at once.
+        batch_size: clips at once, at most.
         options: of `i3d`: `weights` (path or https address of a state dict like `rgb_imagenet.pt`),
             `sha256` of that file, `convention` (`videogpt`, `styleganv`, `cdfvd`), `layer` (`logits`,
-            `pooled`), `bn_eps`; of `videomae`: `weights` (directory or hub name of a VideoMAE).
+            `pooled`), `bn_eps`; of `videomae`: `weights` (directory or hub name of a VideoMAE); of both
+            `dtype` of the network (`float32`, `float64`, `bfloat16`, `float16`).
 
     Raises:
         DataError: on an unknown name, an option that the extractor does not have, or weights that do not fit.
@@ -63,11 +64,11 @@ def load_extractor(
 
 def _network(name: str, device: torch.device | str, options: dict[str, Any]) -> Network:
     if name == "i3d":
-        from vdmini_core.metrics.external import load_i3d
+        from vdmini_core.metrics.i3d_extractor import load_i3d
 
         return load_i3d(device, **options)
     if name == "videomae":
-        from vdmini_core.metrics.external import load_videomae
+        from vdmini_core.metrics.videomae import load_videomae
 
         return load_videomae(device, **options)
     return _shipped(name, device)

@@ -32,7 +32,7 @@ RESIZE = {
 
 
 def preprocess(videos_BTHWC: Tensor, convention: Convention) -> Tensor:
-    """Clips uint8 or floats in [0, 1] -> float32 (B, 3, T, 224, 224) in [-1, 1]."""
+    """Clips uint8 or floats in [0, 1] -> float32 (B, 3, T, 224, 224) in [-1, 1], channels last in memory."""
     B, T, height, width = videos_BTHWC.shape[:4]
     frames = _levels(videos_BTHWC, convention).flatten(0, 1).permute(0, 3, 1, 2)
     if convention == "cdfvd":
@@ -45,7 +45,7 @@ def preprocess(videos_BTHWC: Tensor, convention: Convention) -> Tensor:
         frames = F.interpolate(frames, size, mode="bilinear", align_corners=False)
     top, left = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
     frames = frames[..., top : top + SIDE, left : left + SIDE]
-    clips = frames.reshape(B, T, 3, SIDE, SIDE).transpose(1, 2).contiguous()
+    clips = frames.permute(0, 2, 3, 1).contiguous().view(B, T, SIDE, SIDE, 3).permute(0, 4, 1, 2, 3)
     # The order of operations is that of the sources: a rounding here is felt in the 1024 pooled features.
     return clips.mul_(2).div_(255).sub_(1) if convention == "cdfvd" else clips.sub_(0.5).mul_(2)
 
