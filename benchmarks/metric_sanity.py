@@ -46,6 +46,7 @@ TRIED, REFERENCE = 96, 192
 PAIRED = 256
 JUDGED = 64  # clips whose sprites are looked for
 SPLITS = 20
+ROUNDING = 1e-9  # a rank correlation of 0.9 comes out as 0.8999999999999998
 HELD_OUT_SEED = 11  # of the held-out clips: no seed that training or the default run uses
 
 
@@ -166,8 +167,8 @@ def verdicts(result: dict[str, Any]) -> dict[str, Any]:
     ranks = [row["spearman"] for row in result["tables"]["embedded"]["rows"]]
     content, motion = (result["tables"][name]["median_reaction"] for name in ("content", "motion"))
     checks = {
-        "embedded: least Spearman >= 0.9": (min(ranks), min(ranks) >= 0.9),
-        "embedded: mean Spearman >= 0.97": (float(np.mean(ranks)), np.mean(ranks) >= 0.97),
+        "embedded: least Spearman >= 0.9": (min(ranks), min(ranks) >= 0.9 - ROUNDING),
+        "embedded: mean Spearman >= 0.97": (float(np.mean(ranks)), np.mean(ranks) >= 0.97 - ROUNDING),
         "content reacts to content >= 3x": (content, content["content"] >= 3 * max(content["motion"], 0)),
         "motion reacts to motion >= 3x": (motion, motion["motion"] >= 3 * max(motion["content"], 0)),
     }
