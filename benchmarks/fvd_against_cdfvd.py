@@ -265,6 +265,7 @@ def main() -> None:
     install()
     from vdmini_core.artifacts import library_versions, write_json
     from vdmini_core.metrics.i3d_extractor import MOST_CLIPS_ON_CPU
+    from vdmini_core.metrics.speed import device_name
 
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "i3d.pt"
@@ -281,7 +282,7 @@ def main() -> None:
             "batch": {"theirs": BATCH, "ours": min(BATCH, MOST_CLIPS_ON_CPU)},
             "threads": THREADS, "repeats": arguments.repeats, "dtype": "float32",
         },
-        "hardware": hardware(),
+        "hardware": device_name(),
         "libraries": library_versions(),
         "verdicts": verdicts(result),
     }  # fmt: skip
@@ -290,16 +291,6 @@ def main() -> None:
     write_json(RESULTS / f"fvd_against_cdfvd-{today}{'' if whole else '-trial'}.json", result)
     for claim, verdict in result["verdicts"].items():
         print("holds" if verdict["holds"] else "FAILS", claim, verdict["found"])
-
-
-def hardware() -> str:
-    """Model of the CPU and cores this process may use."""
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
-    return f"{names[0] if names else 'unknown CPU'}, {len(os.sched_getaffinity(0))} cores"
 
 
 if __name__ == "__main__":

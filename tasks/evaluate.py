@@ -6,11 +6,8 @@ told in `vdmini_core.metrics.comparison`.
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +23,7 @@ from vdmini_core.artifacts import write_json
 from vdmini_core.data.clips import load_clips
 from vdmini_core.metrics.comparison import compare_rows, repeat_first_frame, significant
 from vdmini_core.metrics.showcase import write_videos
-from vdmini_core.metrics.speed import compare_latency, parameter_bytes, peak_memory
+from vdmini_core.metrics.speed import compare_latency, device_name, parameter_bytes, peak_memory
 from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.models.flops import total_flops
 from vdmini_core.models.generate import generate
@@ -187,21 +184,6 @@ def _timed_parts(bench: Bench, frames: Tensor, seeds: list[int]) -> dict[str, Ca
 
 def _bound(call: Callable[[nn.Module], Any], denoiser: nn.Module) -> Callable[[], Any]:
     return lambda: call(denoiser)
-
-
-def device_name(device: str) -> str:
-    """Model of the GPU or CPU, with the number of cores this process may use."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
-    model = platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
-        ]
-        model = names[0] if names else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model}, {cores} cores"
 
 
 def _headline(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tasks.models import device_of
 from tasks.stage import StageJob
+from tasks.weights import resolve_weights
 from vdmini_core.artifacts import read_json, sha256_file
 from vdmini_core.metrics.comparison import PREFIX
 from vdmini_core.metrics.extractors import Extractor
@@ -28,7 +29,9 @@ def protocol_extractor(job: StageJob) -> Extractor | None:
     if fvd.extractor == "embedded":
         return None
     given: Path | str | None = fvd.weights
-    if fvd.weights is not None and "://" not in fvd.weights:
+    if fvd.weights is not None and fvd.weights.startswith("s3://"):
+        given = resolve_weights(fvd.weights, fvd.sha256)
+    elif fvd.weights is not None and "://" not in fvd.weights:
         local = job.path(fvd.weights)
         # What is no file here may be a name on the hub, which only `videomae` understands.
         given = local if fvd.extractor == "i3d" or local.exists() else fvd.weights

@@ -60,13 +60,15 @@ def as_unit_floats(videos: Tensor) -> Tensor:
     return videos.float() / 255 if videos.dtype == torch.uint8 else videos.float().clamp(0, 1)
 
 
+def resized_frames(videos_BFHWC: Tensor, size: tuple[int, int]) -> Tensor:
+    """Clips -> (B, F, 3, *size), float32 in [0, 1]: scaled, then resized (bilinear, antialiased)."""
+    frames = as_unit_floats(videos_BFHWC).permute(0, 1, 4, 2, 3)
+    if tuple(frames.shape[-2:]) == size:
+        return frames
+    flat = F.interpolate(frames.flatten(0, 1), size, mode="bilinear", align_corners=False, antialias=True)
+    return flat.unflatten(0, frames.shape[:2]).clamp(0, 1)
+
+
 def resized(videos_BFHWC: Tensor, side: int) -> Tensor:
-    """Clips -> (B, 3, F, side, side), float32 in [0, 1]: scaled, then resized (bilinear, antialiased)."""
-    batch = as_unit_floats(videos_BFHWC).permute(0, 1, 4, 2, 3)
-    B, frames = batch.shape[:2]
-    if batch.shape[-2:] != (side, side):
-        flat = F.interpolate(
-            batch.flatten(0, 1), (side, side), mode="bilinear", align_corners=False, antialias=True
-        )
-        batch = flat.reshape(B, frames, 3, side, side).clamp(0, 1)
-    return batch.transpose(1, 2).contiguous()
+    """Clips -> (B, 3, F, side, side), what the shipped networks take; values as `resized_frames`."""
+    return resized_frames(videos_BFHWC, (side, side)).transpose(1, 2).contiguous()

@@ -111,7 +111,7 @@ def _demand_asked(saved: Mapping[Path, Saved], settings: Settings) -> None:
         ]
         if options.get("sha256") not in (None, passport.weights_sha256):
             lines.append(f"weights_sha256: {options['sha256']} asked for, {passport.weights_sha256} there")
-        # `layer` and `resize` begin with the option's name (metrics.external).
+        # `layer` and `resize` begin with the option's name (metrics.i3d_extractor).
         for key, text in (("layer", passport.layer), ("convention", passport.resize)):
             if key in options and not (text or "").startswith(options[key]):
                 lines.append(f"{key}: {options[key]} asked for, {text} there")

@@ -142,11 +142,11 @@ def features_passport(
         stride=stride,
         size=size,
         real=side,
-        versions=library_versions(),
+        versions=passport_versions(),
     )
 
 
-def library_versions() -> tuple[tuple[str, str], ...]:
+def passport_versions() -> tuple[tuple[str, str], ...]:
     """This package and the libraries that decode and compute, without build suffixes."""
     found = {name: importlib.metadata.version(name).split("+")[0] for name in _LIBRARIES}
     return tuple(sorted({**found, "vdmini": vdmini_core.__version__}.items()))

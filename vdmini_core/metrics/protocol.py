@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vdmini_core.artifacts import sha256_file
 from vdmini_core.errors import DataError
-from vdmini_core.metrics.clips import as_unit_floats
+from vdmini_core.metrics.clips import resized_frames
 from vdmini_core.metrics.extractors import Extractor, load_extractor
 from vdmini_core.params import FvdParams, PrepareParams
 
@@ -54,9 +53,7 @@ class Protocol:
 
 
 def _resized(clips: Tensor, size: tuple[int, int]) -> Tensor:
-    images = as_unit_floats(clips).permute(0, 1, 4, 2, 3).flatten(0, 1)
-    images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-    pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).unflatten(0, clips.shape[:2])
+    pixels = (resized_frames(clips, size) * 255).round().to(torch.uint8)
     return pixels.permute(0, 1, 3, 4, 2).contiguous()
 
 

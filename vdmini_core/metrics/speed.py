@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
+import platform
 import statistics
 import threading
 import time
@@ -190,3 +192,18 @@ def _summary(times_ms: list[float], warmup: int) -> dict[str, Any]:
         "repeats": len(times_ms),
         "warmup": warmup,
     }
+
+
+def device_name(device: str = "cpu") -> str:
+    """Model of the GPU or CPU, with the number of cores this process may use."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    model = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
+        model = names[0] if names else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} cores"

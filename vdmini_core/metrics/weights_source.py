@@ -51,15 +51,15 @@ def locate(location: str | Path, sha256: str | None = None) -> Path:
         if not path.is_file():
             raise DataError("the weights do not exist", expected="a file", found=text)
     if sha256 is not None:
-        found = sha256_file(path)
-        if found != sha256.lower():
-            raise DataError(
-                "the weights are other ones",
-                expected=f"sha256 {sha256}",
-                found=f"{found} in {path}",
-                fix="check the sha256, or delete that file if it is a damaged copy",
-            )
+        fix = "check the sha256, or delete that file if it is a damaged copy"
+        _demand_sha256(path, sha256, "the weights are other ones", f"in {path}", fix)
     return path
+
+
+def _demand_sha256(path: Path, sha256: str, problem: str, where: str, fix: str) -> None:
+    found = sha256_file(path)
+    if found != sha256.lower():
+        raise DataError(problem, expected=f"sha256 {sha256}", found=f"{found} {where}", fix=fix)
 
 
 def _fetched(address: str, scheme: str, sha256: str | None) -> Path:
@@ -102,14 +102,8 @@ def cached(address: str, sha256: str | None, fetch: Callable[[Path], None]) -> P
             fetch(part)
         except OSError as error:
             raise DataError("the weights cannot be fetched", found=f"{address}: {error}") from error
-        found = sha256_file(part)
-        if found != sha256.lower():
-            raise DataError(
-                "the weights that came are other ones",
-                expected=f"sha256 {sha256}",
-                found=f"{found} from {address}",
-                fix="check address and sha256; nothing was kept",
-            )
+        fix = "check address and sha256; nothing was kept"
+        _demand_sha256(part, sha256, "the weights that came are other ones", f"from {address}", fix)
         part.replace(target)
     return target
 

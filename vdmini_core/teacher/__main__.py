@@ -20,7 +20,6 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, StableVideoDiffusionPipeline
 
 from vdmini_core.data.procedural import ProceduralSpec
-from vdmini_core.data.scene import Level
 from vdmini_core.teacher.architecture import ARCHITECTURES, build_pipeline
 from vdmini_core.teacher.export import export_pipeline
 from vdmini_core.teacher.measure import interleaved, write_strips
@@ -30,10 +29,10 @@ from vdmini_core.teacher.vae_start import start_from_patches
 from vdmini_core.teacher.vae_training import VaeTrainConfig
 
 
-def spec_of(size: str, level: Level = "normal") -> ProceduralSpec:
+def spec_of(size: str) -> ProceduralSpec:
     """The clips a teacher of this size is trained on (its autoencoder: the hard ones, which show more)."""
     architecture = ARCHITECTURES[size]
-    return ProceduralSpec(architecture.frames, architecture.height, architecture.width, level=level)
+    return ProceduralSpec(architecture.frames, architecture.height, architecture.width)
 
 
 def note_command(arguments: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vdmini_core.artifacts import library_versions, read_json, sha256_file, write_json
 from vdmini_core.data.procedural import GENERATOR_VERSION, ProceduralSpec, render_clips, split_seeds
+from vdmini_core.metrics.speed import device_name
 from vdmini_core.teacher.architecture import ARCHITECTURES, Size, call_arguments
 from vdmini_core.teacher.measure import measure, sample_clips
 
@@ -21,7 +22,6 @@ RECORD = "TRAINING.json"
 SAMPLE_SEED = 7
 MEASURED_CLIPS = 32
 Split = Literal["train", "validation", "test"]
-HARDWARE = "2 cores of an x86 server CPU with AVX2, float32; other work ran beside"
 
 
 def export_pipeline(
@@ -49,7 +49,7 @@ def training_record(target: Path, size: Size, workdir: Path) -> dict[str, Any]:
             load_exported(target), _clips(size, "test", MEASURED_CLIPS), call_arguments(size)
         ),
         "data": {"generator_version": GENERATOR_VERSION, "level": "normal", "digest": data_digest(size)},
-        "hardware": HARDWARE,
+        "hardware": f"{device_name()}, float32",
         "runs": {path.stem: _summary(path) for path in sorted(workdir.glob("*.jsonl"))},
         "weights_sha256": {
             path.relative_to(target).as_posix(): sha256_file(path)
