@@ -31,8 +31,9 @@ check: setup  ## linter, formatter, types, the import law, parameters and pipeli
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.check_project
 
-test: setup  ## every test: unit, flows, real servers
-	$(BIN)/python -m pytest
+test: setup  ## every test: unit (two at a time, a core each), then flows and real servers one by one
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses 2
+	$(BIN)/python -m pytest tests/flows tests/services
 
 demo: setup  ## the whole story on the embedded default: no GPU, no download, no account
 	$(BIN)/vdmini run

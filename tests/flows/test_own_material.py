@@ -36,7 +36,7 @@ def make_videos(folder: Path) -> None:
 def test_own_teacher_and_own_videos_run_the_whole_story(tmp_path: Path) -> None:
     make_videos(tmp_path / "films")
     save_pipeline(build_pipeline("nano", seed=7), tmp_path / "teacher", None)
-    root = make_project(tmp_path / "proj", "profile.granularity=block")
+    root = make_project(tmp_path / "proj", "profile.granularity=block", "sampling.steps=2")
     done = vdmini(
         root,
         *("run", "--videos", str(tmp_path / "films"), "--json"),

@@ -151,7 +151,11 @@ def test_the_number_type_is_an_option_and_part_of_the_passport(random_weights):
     scale = np.abs(found["float64"]).max()
     assert 0 < np.abs(found["float32"] - found["float64"]).max() < 1e-5 * scale
     half = load_extractor("i3d", weights=path, dtype="bfloat16")
-    assert 1e-4 * scale < np.abs(half(clips) - found["float64"]).max() < 0.1 * scale
+    # A small grid: a CPU without instructions for bfloat16 takes minutes for a clip of 224 x 224.
+    grid = torch.rand((1, 3, 9, 32, 32), generator=torch.Generator().manual_seed(2)) * 2 - 1
+    with torch.inference_mode():
+        exact, rounded = (e._network.features(grid).double() for e in (extractors["float64"], half))
+    assert 1e-4 < (rounded - exact).abs().max() / exact.abs().max() < 0.1
     assert half.passport() != extractors["float32"].passport() != extractors["float64"].passport()
     with pytest.raises(DataError, match="do not compute in `float8`"):
         load_extractor("i3d", weights=path, dtype="float8")
