@@ -12,10 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 
+from tasks.protocol import protocol_extractor
+from tasks.stage import QuietMonitor, StageJob
 from tasks.weights import resolve_weights
 from tests.services.test_servers import free_port
 from vdmini_core.errors import DataError
+from vdmini_core.metrics.i3d import expected_shapes
+from vdmini_core.params import parse_params
 
 pytestmark = pytest.mark.services
 CONTENT = b"weights" * 1000
@@ -23,9 +29,14 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("s3")
     (folder / "models" / "i3d").mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def endpoint(folder: Path) -> Iterator[str]:
     (folder / "models" / "i3d" / "rgb imagenet.pt").write_bytes(CONTENT)
     address = f"127.0.0.1:{free_port()}"
     rclone = Path(sys.executable).with_name("rclone")
@@ -86,3 +97,16 @@ def test_what_is_refused_leaves_nothing_behind(account: Path, monkeypatch: pytes
     with pytest.raises(DataError, match="cannot be fetched"):
         resolve_weights(address, DIGEST)
     assert [path for path in account.rglob("*") if path.is_file()] == []
+
+
+def test_the_network_of_evaluate_may_lie_in_s3(
+    endpoint: str, folder: Path, account: Path, tmp_path: Path
+) -> None:
+    blob = save({name: torch.ones(shape) for name, shape in expected_shapes().items()})
+    (folder / "models" / "ones.safetensors").write_bytes(blob)
+    digest = hashlib.sha256(blob).hexdigest()
+    fvd = {"extractor": "i3d", "weights": "s3://models/ones.safetensors", "sha256": digest}
+    job = StageJob(tmp_path, parse_params({"evaluate": {"fvd": fvd}}), tmp_path, tmp_path, QuietMonitor())
+    extract = protocol_extractor(job)
+    assert extract is not None and extract.passport()["weights_sha256"] == digest
+    assert [path.name for path in account.rglob("*.safetensors")]
