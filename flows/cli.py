@@ -5,6 +5,7 @@ Heavy libraries are imported by the command that needs them, so that `--help` is
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,18 @@ import typer
 
 from tasks.stage import REPRODUCIBLE, STAGES
 from vdmini_core.cli import CORE_COMMANDS, new_app, run_app
+from vdmini_core.cli_plan import (
+    FlopsRatioOption,
+    LatencyRatioOption,
+    OutputOption,
+    ParamsRatioOption,
+    RecipeOption,
+    SeedOption,
+    SensitivityOption,
+    TimingOption,
+    UnitOption,
+    plan,
+)
 from vdmini_core.errors import VDMiniError
 from vdmini_core.printing import JsonOption, print_json
 
@@ -133,6 +146,58 @@ def _teacher_command(
         _run_one("teacher", _project(root, workspace, profile, None, assignments), force, as_json)
 
 
+def _plan_command(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="a pipeline directory or `stable-video-diffusion`; none: the project's teacher"),
+    ] = None,
+    recipe: RecipeOption = None,
+    unit: UnitOption = None,
+    max_params_ratio: ParamsRatioOption = None,
+    max_flops_ratio: FlopsRatioOption = None,
+    max_latency_ratio: LatencyRatioOption = None,
+    sensitivity: SensitivityOption = None,
+    timing: TimingOption = None,
+    seed: SeedOption = 0,
+    output: OutputOption = None,
+    assignments: SetOption = None,
+    profile: ProfileOption = None,
+    workspace: WorkspaceOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    root: RootOption = Path(),
+) -> None:
+    """Stage: what to remove. With a model: print what a recipe removes from it, outside any project."""
+    if model is not None:
+        _only_with(False, {"--set": assignments, "--profile": profile, "--workspace": workspace})
+        plan(
+            model, recipe, unit, max_params_ratio, max_flops_ratio, max_latency_ratio, sensitivity, timing,
+            seed, output, as_json,
+        )  # fmt: skip
+        return
+    _only_with(True, {"--sensitivity": sensitivity, "--timing": timing, "-o": output})
+    edits = {
+        "recipe": recipe or ("manual" if unit else None),
+        "units": json.dumps(unit) if unit else None,
+        "max_params_ratio": max_params_ratio,
+        "max_flops_ratio": max_flops_ratio,
+        "max_latency_ratio": max_latency_ratio,
+    }
+    given = [f"plan.{key}={value}" for key, value in edits.items() if value is not None]
+    with _pipeline_extra():
+        folder = _project(root, workspace, profile, None, [*(assignments or []), *given])
+        _run_one("plan", folder, force, as_json)
+
+
+def _only_with(project: bool, options: dict[str, object]) -> None:
+    """Refuse options that mean nothing here."""
+    wrong = ", ".join(name for name, value in options.items() if value)
+    if wrong:
+        raise typer.BadParameter(
+            f"{wrong}: only with a MODEL" if project else f"{wrong}: only without a MODEL"
+        )
+
+
 def _run_one(stage: str, root: Path, force: bool, as_json: bool) -> None:
     with _pipeline_extra():
         from flows.console import show_stage
@@ -200,11 +265,16 @@ def doctor(as_json: JsonOption = False, root: RootOption = Path()) -> None:
         raise typer.Exit(1)
 
 
-_OWN_COMMANDS: dict[str, Callable[..., None]] = {"prepare": _prepare_command, "teacher": _teacher_command}
+_OWN_COMMANDS: dict[str, Callable[..., None]] = {
+    "prepare": _prepare_command,
+    "teacher": _teacher_command,
+    "plan": _plan_command,
+}
 for _name in STAGES:
     app.command(_name)(_OWN_COMMANDS.get(_name) or _stage_command(_name))
 for _name, _function in CORE_COMMANDS.items():
-    app.command(_name)(_function)
+    if _name not in STAGES:
+        app.command(_name)(_function)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from vdmini_core.cli_metrics import fvd, fvd_stats
+from vdmini_core.cli_plan import plan, plan_diff
 from vdmini_core.errors import DataError, VDMiniError
 from vdmini_core.printing import JsonOption, check_device, print_json, print_rows
 
@@ -91,23 +92,10 @@ def generate(
     typer.echo(f"{output}: {len(video)} frames of {video.shape[2]}x{video.shape[1]} at {settings.fps:g} fps")
 
 
-def plan_diff(
-    first: Annotated[Path, typer.Argument(help="plan.json")],
-    second: Annotated[Path, typer.Argument(help="plan.json")],
-    as_json: JsonOption = False,
-) -> None:
-    """Print what two plans do differently."""
-    from vdmini_core.pruning.plan import Plan, diff_plans
-
-    difference = diff_plans(Plan.load(first), Plan.load(second))
-    print_json(difference) if as_json else typer.echo(
-        "\n".join(f"{key}: {value}" for key, value in difference.items()) or "the plans are the same"
-    )
-
-
 CORE_COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "generate": generate,
+    "plan": plan,
     "plan-diff": plan_diff,
     "fvd": fvd,
     "fvd-stats": fvd_stats,

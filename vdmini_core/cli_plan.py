@@ -1,0 +1,77 @@
+"""Commands on plans: `plan MODEL` and `plan-diff`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vdmini_core.printing import JsonOption, print_json
+
+ModelArgument = Annotated[str, typer.Argument(help="pipeline directory, or `stable-video-diffusion`")]
+RecipeOption = Annotated[str | None, typer.Option(help="paper, auto, manual, magnitude, random")]
+UnitOption = Annotated[
+    list[str] | None, typer.Option("--unit", metavar="NAME", help="to remove, for --recipe manual; repeat it")
+]
+ParamsRatioOption = Annotated[float | None, typer.Option(help="most parameters left, of 1")]
+FlopsRatioOption = Annotated[float | None, typer.Option(help="most FLOPs left, of 1")]
+LatencyRatioOption = Annotated[float | None, typer.Option(help="most time left, of 1; needs --timing")]
+SensitivityOption = Annotated[
+    Path | None,
+    typer.Option(help="sensitivity.json of its profile, for --recipe auto", exists=True, dir_okay=False),
+]
+TimingOption = Annotated[
+    Path | None, typer.Option(help="timing.json of its profile", exists=True, dir_okay=False)
+]
+OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="write the plan here")]
+SeedOption = Annotated[int, typer.Option(help="of --recipe random")]
+
+
+def plan(
+    model: ModelArgument,
+    recipe: RecipeOption = None,
+    unit: UnitOption = None,
+    max_params_ratio: ParamsRatioOption = None,
+    max_flops_ratio: FlopsRatioOption = None,
+    max_latency_ratio: LatencyRatioOption = None,
+    sensitivity: SensitivityOption = None,
+    timing: TimingOption = None,
+    seed: SeedOption = 0,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what a recipe removes from a model and what is left."""
+    from vdmini_core.pruning.planning import plan_model
+
+    given = {
+        "recipe": recipe or ("manual" if unit else "auto" if sensitivity else "paper"),
+        "units": tuple(unit or ()) or None,
+        "max_params_ratio": max_params_ratio,
+        "max_flops_ratio": max_flops_ratio,
+        "max_latency_ratio": max_latency_ratio,
+    }
+    choices = {key: value for key, value in given.items() if value is not None}
+    made = plan_model(model, choices, sensitivity=sensitivity, timing=timing, seed=seed)
+    if output is not None:
+        made.save(output)
+    if as_json:
+        print_json(
+            made.to_dict() | {"params_ratio": made.params_ratio, "flops_ratio": made.flops_ratio},
+        )
+    else:
+        typer.echo(made.describe())
+
+
+def plan_diff(
+    first: Annotated[Path, typer.Argument(help="plan.json")],
+    second: Annotated[Path, typer.Argument(help="plan.json")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print what two plans do differently."""
+    from vdmini_core.pruning.plan import Plan, diff_plans
+
+    difference = diff_plans(Plan.load(first), Plan.load(second))
+    print_json(difference) if as_json else typer.echo(
+        "\n".join(f"{key}: {value}" for key, value in difference.items()) or "the plans are the same"
+    )
