@@ -34,6 +34,7 @@ class Bench:
         seed: of the profile.
         device: `cpu` or `cuda`.
         threads: torch threads; bytes depend on them.
+        shared_bytes: memory for what units share.
     """
 
     teacher: str
@@ -43,6 +44,7 @@ class Bench:
     seed: int
     device: str
     threads: int
+    shared_bytes: int
 
 
 class Profiler:
@@ -54,7 +56,7 @@ class Profiler:
         from vdmini_core.metrics import load_extractor
         from vdmini_core.models.base import SamplingSettings
         from vdmini_core.models.registry import family_of, load_pipeline
-        from vdmini_core.profiling.sensitivity import COLUMNS, ProfileInputs
+        from vdmini_core.profiling.sensitivity import COLUMNS, ProfileInputs, record_shared
 
         torch.set_num_threads(bench.threads)
         self.pipeline = load_pipeline(Path(bench.teacher), device=bench.device)
@@ -65,6 +67,7 @@ class Profiler:
         )
         self.extractors = {name: load_extractor(name, device=bench.device) for name in COLUMNS}
         self.features = {name: extract(self.inputs.clips) for name, extract in self.extractors.items()}
+        self.traces = record_shared(self.pipeline, self.family, self.inputs, bench.shared_bytes)
 
     def measure(self, trial: Trial) -> dict[str, float]:
         """The figures of one trial: (unit, variant), or `FLOOR`."""
@@ -81,6 +84,7 @@ class Profiler:
             self.inputs,
             self.extractors,
             self.features,
+            self.traces,
         )
 
     def measure_named(self, trial: Trial) -> tuple[Trial, dict[str, float]]:
@@ -143,6 +147,7 @@ def prepare_bench(job: StageJob, pipeline: Any, settings: SamplingSettings) -> t
         seed=seed,
         device=device_of(job),
         threads=job.worker_threads(job.params.profile.workers),
+        shared_bytes=int(job.params.profile.shared_gib * 2**30),
     )
     return bench, len(clips)
 

@@ -114,6 +114,9 @@ class ProfileParams(Section):
     variants: tuple[Literal["removed", "replaced"], ...] = Field(("removed",), min_length=1)
     timing_repeats: int = Field(3, ge=1)
     workers: int = Field(2, ge=1, description="Ray tasks at once")
+    shared_gib: float = Field(
+        1.0, ge=0, description="memory a worker may use for what all units share; bytes do not depend on it"
+    )
 
 
 class PlanParams(Section):

@@ -97,6 +97,20 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True)
+class TracePoint:
+    """One module in the order the data meets them; together they see the whole way through the denoiser.
+
+    Attributes:
+        path: dotted path in the denoiser.
+        kept: whether its output reaches anything but the next module: a unit starts behind it, or a skip
+            connection does. Of other outputs the shape is enough.
+    """
+
+    path: str
+    kept: bool
+
+
+@dataclass(frozen=True)
 class Cut:
     """One decision of the planner: a removal with its exact, additive saving.
 
@@ -145,6 +159,10 @@ class Family(Protocol):
         self, denoiser: nn.Module, unit: str, variant: Variant, seed: int = 0
     ) -> AbstractContextManager[None]:
         """Within the context the unit is removed or replaced; afterwards the model is as before."""
+        ...
+
+    def trace_points(self, denoiser: nn.Module) -> list[TracePoint]:
+        """Every module in the order the data meets them; every unit starts at one."""
         ...
 
     def feature_points(self, denoiser: nn.Module) -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vdmini_core.errors import PlanError
 from vdmini_core.models import svd_sampling, topology
-from vdmini_core.models.base import Conditions, Cut, SamplingSettings, Student, Unit, Variant
+from vdmini_core.models.base import Conditions, Cut, SamplingSettings, Student, TracePoint, Unit, Variant
 from vdmini_core.models.flops import denoiser_flops
 from vdmini_core.models.pruned_unet import DroppedBlock, swap_modules
 from vdmini_core.models.registry import register_family
@@ -62,6 +62,10 @@ class SVDFamily:
             yield
         finally:
             swap_modules(denoiser, before)
+
+    def trace_points(self, denoiser: nn.Module) -> list[TracePoint]:
+        """Resnets, attentions and resamplers, `M` in one; outputs of pairs and resamplers are kept."""
+        return topology.trace_points(denoiser)
 
     def feature_points(self, denoiser: nn.Module) -> dict[str, str]:
         """Pair (and `M`) -> path of the module whose output is its feature, (B*F, C, h, w).

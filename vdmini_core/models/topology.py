@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from vdmini_core.errors import PlanError
+from vdmini_core.models.base import TracePoint
 from vdmini_core.models.pruned_unet import (
     DroppedAttention,
     DroppedBlock,
@@ -111,6 +112,31 @@ def pairs(unet: nn.Module) -> list[Pair]:
                 )
             )
     return found
+
+
+def trace_points(unet: nn.Module) -> list[TracePoint]:
+    """`conv_in`, every resnet, attention and resampler, and the mid block whole, as the data meets them.
+
+    Kept are the outputs of pairs and resamplers: skips come from them, and units start behind them. Of an
+    innermost level that is gone nothing is listed: it only passes on.
+    """
+    points = [TracePoint("conv_in", True)]
+    inside = pairs(unet)
+    for block in block_names(unet):
+        path = block_path(unet, block)
+        if block == "M":
+            points.append(TracePoint(path, True))
+            continue
+        for pair in inside:
+            if pair.block == block:
+                points += [TracePoint(module, module == pair.output) for module in pair.modules]
+        resamplers = getattr(unet.get_submodule(path), _resampler(block), None)
+        points += [TracePoint(f"{path}.{_resampler(block)}.{i}", True) for i in range(len(resamplers or ()))]
+    return points
+
+
+def _resampler(block: str) -> str:
+    return "downsamplers" if block.startswith("D") else "upsamplers"
 
 
 def mid_present(unet: nn.Module) -> bool:

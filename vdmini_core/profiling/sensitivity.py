@@ -9,6 +9,7 @@ latents, which needs few clips because noise and conditions are shared.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from vdmini_core.models.base import Conditions, Family, SamplingSettings, Unit, Variant
+from vdmini_core.profiling.sharing import Trace, recorded, replayed, start_of
 
 Extractors = Mapping[str, Callable[[Tensor], NDArray[np.float32]]]
 # Extractor -> name of its distance in the table.
@@ -104,14 +106,38 @@ def sample_all(
     conditions: Conditions,
     settings: SamplingSettings,
     batch_size: int,
+    around: Callable[[int], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
-    """Samples (B, F, C, h, w) of all clips, `batch_size` at a time."""
+    """Samples (B, F, C, h, w) of all clips, `batch_size` at a time, batch i within `around(i)`."""
     parts = []
-    for start in range(0, len(noise), batch_size):
+    for index, start in enumerate(range(0, len(noise), batch_size)):
         stop = start + batch_size
         rows = conditions.slice(start, stop)
-        parts.append(family.sample(pipeline, denoiser, noise[start:stop], rows, settings))
+        with around(index):
+            parts.append(family.sample(pipeline, denoiser, noise[start:stop], rows, settings))
     return torch.cat(parts)
+
+
+def record_shared(pipeline: Any, family: Family, inputs: ProfileInputs, most_bytes: int) -> list[Trace]:
+    """What the whole teacher computes on each batch, for `profile_unit` to go on from.
+
+    Args:
+        most_bytes: memory to use; batches that do not fit have no trace and are computed whole.
+    """
+    denoiser = getattr(pipeline, family.denoiser_name)
+    points = family.trace_points(denoiser)
+    traces: list[Trace] = []
+    for start in range(0, len(inputs.noise), inputs.batch_size):
+        if sum(trace.size for trace in traces) >= most_bytes:
+            break
+        stop = start + inputs.batch_size
+        with recorded(denoiser, points) as trace:
+            rows = inputs.conditions.slice(start, stop)
+            family.sample(pipeline, denoiser, inputs.noise[start:stop], rows, inputs.settings)
+        traces.append(trace)
+    while traces and sum(trace.size for trace in traces) > most_bytes:
+        traces.pop()
+    return traces
 
 
 def profile_unit(
@@ -122,17 +148,26 @@ def profile_unit(
     inputs: ProfileInputs,
     extractors: Extractors,
     teacher_features: Mapping[str, NDArray[np.float32]] | None = None,
+    traces: Sequence[Trace] = (),
 ) -> dict[str, float]:
     """Damage when `unit` is removed or replaced; the model is as before afterwards.
 
     Args:
         extractors: name -> features of clips (n, F, H, W, 3); `embedded`, `content`, `motion`.
         teacher_features: of `inputs.clips`, where they are known already.
+        traces: of the first batches (`record_shared`): there only what follows the unit is computed.
 
     Returns:
         `fvd`, `content`, `motion`, `paired_mse`, each with `_low` and `_high`.
     """
     denoiser = getattr(pipeline, family.denoiser_name)
+    points = family.trace_points(denoiser)
+    modules = next((u.modules for u in family.units(denoiser, inputs.settings) if u.name == unit), ())
+    start = start_of(points, modules)
+
+    def shared(batch: int) -> AbstractContextManager[None]:
+        return replayed(denoiser, points, start, traces[batch]) if batch < len(traces) else nullcontext()
+
     with family.bypass(denoiser, unit, variant, inputs.seed):
         latents = sample_all(
             pipeline,
@@ -142,6 +177,7 @@ def profile_unit(
             inputs.conditions,
             inputs.settings,
             inputs.batch_size,
+            shared,
         )
     clips = family.decode_latents(pipeline, latents, inputs.settings)
     return damage(latents, clips, inputs, extractors, teacher_features)

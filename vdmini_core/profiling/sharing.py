@@ -1,0 +1,112 @@
+"""Work shared by all units: what lies before a unit is computed once, by the whole teacher.
+
+Noise and conditions are the same for every unit, so in the first call of the denoiser all modules before
+the unit see exactly what they saw in the teacher. The teacher's outputs are recorded there once, and with
+a unit removed they are replayed: the same bits for the modules' cost. Later sampling steps start from
+another sample and run whole; a one-step teacher gains most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdmini_core.models.base import TracePoint
+from vdmini_core.models.pruned_unet import swap_modules
+
+
+@dataclass
+class Trace:
+    """Outputs of the first call on one batch, by path."""
+
+    outputs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return sum(t.untyped_storage().nbytes() for output in self.outputs.values() for t in _tensors(output))
+
+
+@dataclass
+class _Calls:
+    """Which call of the denoiser runs: -1 before the first."""
+
+    current: int = -1
+
+    def count(self, *_: Any) -> None:
+        self.current += 1
+
+
+class _Replay(nn.Module):
+    """In place of a module: its recorded output at the first call, the module itself afterwards."""
+
+    def __init__(self, module: nn.Module, output: Any, calls: _Calls) -> None:
+        super().__init__()
+        self.module, self.output, self.calls = module, output, calls
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.output if self.calls.current == 0 else self.module(*args, **kwargs)
+
+
+def start_of(points: Sequence[TracePoint], modules: Sequence[str]) -> int:
+    """Index of the first point inside a unit's modules: those before it see what they saw in the teacher."""
+    prefixes = tuple(f"{path}." for path in modules)
+    return next((i for i, p in enumerate(points) if p.path in modules or p.path.startswith(prefixes)), 0)
+
+
+@contextmanager
+def recorded(denoiser: nn.Module, points: Sequence[TracePoint]) -> Iterator[Trace]:
+    """Within the context the first call of the denoiser is recorded."""
+    trace, calls = Trace(), _Calls()
+    handles = [denoiser.register_forward_pre_hook(calls.count)]
+
+    def keep(point: TracePoint) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if calls.current == 0:
+                trace.outputs[point.path] = output if point.kept else _shape_of(output)
+
+        return hook
+
+    try:
+        handles += [denoiser.get_submodule(p.path).register_forward_hook(keep(p)) for p in points]
+        yield trace
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def replayed(denoiser: nn.Module, points: Sequence[TracePoint], start: int, trace: Trace) -> Iterator[None]:
+    """Within the context the modules before point `start` are not computed in the denoiser's first call.
+
+    The sample and conditions must be those of the recording.
+    """
+    calls = _Calls()
+    stubs: dict[str, nn.Module | None] = {
+        p.path: _Replay(denoiser.get_submodule(p.path), trace.outputs[p.path], calls) for p in points[:start]
+    }
+    handle = denoiser.register_forward_pre_hook(calls.count)
+    before = swap_modules(denoiser, stubs)
+    try:
+        yield
+    finally:
+        swap_modules(denoiser, before)
+        handle.remove()
+
+
+def _shape_of(output: Any) -> Any:
+    """The output's shape without its memory: one zero, expanded."""
+    if isinstance(output, Tensor):
+        return torch.zeros((), dtype=output.dtype, device=output.device).expand(output.shape)
+    return type(output)(_shape_of(part) for part in output)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    return [tensor for part in output for tensor in _tensors(part)]
