@@ -34,7 +34,12 @@ from vdmini_core.teacher.architecture import build_pipeline
 
 STEPS, EVERY = 10, 3
 PATIENCE_S = 500  # seconds suffice on an idle machine
-DISTILL = {"steps": STEPS, "batch_size": 2, "workers": 2, "checkpoint_every": EVERY, "warmup_steps": 2}
+# Small steps: Adam moves a weight whose gradient is nothing but rounding as far as any other, so that with
+# 5e-4 the rounding of another order of sums grows to 1e-3 in the loss within ten steps, with these to 5e-6.
+DISTILL = {
+    **{"steps": STEPS, "batch_size": 2, "workers": 2, "checkpoint_every": EVERY, "warmup_steps": 2},
+    **{"learning_rate": 5e-5, "head_learning_rate": 5e-5},
+}
 DRIVER = """
 import sys
 from pathlib import Path
@@ -155,10 +160,8 @@ def test_one_worker_follows_two_within_float_error(project: Path, whole: dict[st
     finish(project, "alone", workers=1)
     two, one = (read_rows(project / name / "out" / "losses.jsonl") for name in ("whole", "alone"))
     for a, b in zip(two, one, strict=True):
-        # One step agrees to rounding; after that a random teacher's norms over nearly constant features, seen
-        # through the discriminator, amplify the rounding: the adversarial term wanders most.
-        assert a["total"] == pytest.approx(b["total"], abs=1e-5 if a["step"] <= 2 else 1e-3), a["step"]
-        assert a["task"] == pytest.approx(b["task"], abs=1e-4), a["step"]
+        for term in ("total", "task", "icd", "mca_generator", "mca_discriminator"):
+            assert a[term] == pytest.approx(b[term], abs=1e-5 if a["step"] <= 2 else 1e-4), (a["step"], term)
 
 
 @pytest.mark.timeout(1200)
