@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,7 +158,7 @@ def _plan_command(
     max_latency_ratio: LatencyRatioOption = None,
     sensitivity: SensitivityOption = None,
     timing: TimingOption = None,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     output: OutputOption = None,
     assignments: SetOption = None,
     profile: ProfileOption = None,
@@ -167,15 +167,23 @@ def _plan_command(
     as_json: JsonOption = False,
     root: RootOption = Path(),
 ) -> None:
-    """Stage: what to remove. With a model: print what a recipe removes from it, outside any project."""
+    """Stage: what to remove. With a model: print what a recipe removes from it, outside any project.
+
+    Without a model, recipe, units and budgets edit params.yaml, as --set does.
+    """
     if model is not None:
-        _only_with(False, {"--set": assignments, "--profile": profile, "--workspace": workspace})
+        project = {"--set": assignments, "--profile": profile, "--workspace": workspace, "--force": force}
+        _only_with(False, project | {"--root": root != Path()})
         plan(
             model, recipe, unit, max_params_ratio, max_flops_ratio, max_latency_ratio, sensitivity, timing,
             seed, output, as_json,
         )  # fmt: skip
         return
-    _only_with(True, {"--sensitivity": sensitivity, "--timing": timing, "-o": output})
+    _only_with(
+        True, {"--sensitivity": sensitivity, "--timing": timing, "-o": output, "--seed": seed is not None}
+    )
+    if any((item.split("=")[0]).startswith("plan.") for item in assignments or ()) and (recipe or unit):
+        raise typer.BadParameter("--set plan.* beside --recipe or --unit: say it once")
     edits = {
         "recipe": recipe or ("manual" if unit else None),
         "units": json.dumps(unit) if unit else None,
@@ -189,7 +197,7 @@ def _plan_command(
         _run_one("plan", folder, force, as_json)
 
 
-def _only_with(project: bool, options: dict[str, object]) -> None:
+def _only_with(project: bool, options: Mapping[str, object]) -> None:
     """Refuse options that mean nothing here."""
     wrong = ", ".join(name for name, value in options.items() if value)
     if wrong:

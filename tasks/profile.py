@@ -171,12 +171,15 @@ def measure_times(
 ) -> dict[str, Any]:
     """Milliseconds of every unit in one pass at batch 1; copy the file to `timing/` to plan by latency."""
     from vdmini_core.models.flops import unet_inputs
+    from vdmini_core.models.registry import architecture
     from vdmini_core.profiling.timing import time_units
 
     denoiser = pipeline.unet
     device = str(next(denoiser.parameters()).device)
     inputs = unet_inputs(denoiser, settings.frames, *settings.latent_size, device=device)
-    return time_units(denoiser, units, lambda: denoiser(*inputs), repeats) | {"device": device}
+    times = time_units(denoiser, units, lambda: denoiser(*inputs), repeats)
+    # Times do not depend on weights, but unit names are the same in models of other widths.
+    return times | {"device": device, "architecture": architecture(denoiser)}
 
 
 def summary(table: dict[str, Any]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vdmini_core.errors import DataError
 from vdmini_core.printing import JsonOption, print_json
 
 ModelArgument = Annotated[str, typer.Argument(help="pipeline directory, or `stable-video-diffusion`")]
@@ -25,7 +26,8 @@ TimingOption = Annotated[
     Path | None, typer.Option(help="timing.json of its profile", exists=True, dir_okay=False)
 ]
 OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="write the plan here")]
-SeedOption = Annotated[int, typer.Option(help="of --recipe random")]
+PlanArgument = Annotated[Path, typer.Argument(help="plan.json", exists=True, dir_okay=False)]
+SeedOption = Annotated[int | None, typer.Option(help="of --recipe random; default 0")]
 
 
 def plan(
@@ -37,22 +39,27 @@ def plan(
     max_latency_ratio: LatencyRatioOption = None,
     sensitivity: SensitivityOption = None,
     timing: TimingOption = None,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print what a recipe removes from a model and what is left."""
+    """Print what a recipe removes from a model and what is left; without a recipe or units, the paper's."""
     from vdmini_core.pruning.planning import plan_model
 
+    if output is not None and (output.is_dir() or not output.resolve().parent.is_dir()):
+        raise DataError(
+            "the plan cannot be written there", expected="a file in a folder that exists", found=str(output)
+        )
+    budget = any(ratio is not None for ratio in (max_params_ratio, max_flops_ratio, max_latency_ratio))
     given = {
-        "recipe": recipe or ("manual" if unit else "auto" if sensitivity else "paper"),
+        "recipe": recipe or ("manual" if unit else "auto" if sensitivity else None if budget else "paper"),
         "units": tuple(unit or ()) or None,
         "max_params_ratio": max_params_ratio,
         "max_flops_ratio": max_flops_ratio,
         "max_latency_ratio": max_latency_ratio,
     }
     choices = {key: value for key, value in given.items() if value is not None}
-    made = plan_model(model, choices, sensitivity=sensitivity, timing=timing, seed=seed)
+    made = plan_model(model, choices, sensitivity=sensitivity, timing=timing, seed=seed or 0)
     if output is not None:
         made.save(output)
     if as_json:
@@ -64,8 +71,8 @@ def plan(
 
 
 def plan_diff(
-    first: Annotated[Path, typer.Argument(help="plan.json")],
-    second: Annotated[Path, typer.Argument(help="plan.json")],
+    first: PlanArgument,
+    second: PlanArgument,
     as_json: JsonOption = False,
 ) -> None:
     """Print what two plans do differently."""

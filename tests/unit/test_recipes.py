@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from vdmini_core.errors import PlanError
 from vdmini_core.models.base import Cut
 from vdmini_core.models.flops import total_flops
+from vdmini_core.models.registry import architecture
 from vdmini_core.params import PlanParams
 from vdmini_core.pruning.recipes import make_plan
 from vdmini_core.pruning.solver import Budget, best_cuts, scaled_damages
@@ -125,11 +126,15 @@ def test_random_follows_its_seed():
 def test_latency_budget_reads_the_frozen_file():
     unet, rows = teacher()
     timing = {"denoiser_ms": 100.0, "unit_ms": {unit.name: 2.0 for unit in rows}}
+    timing |= {"architecture": architecture(unet)}
     params = PlanParams(recipe="auto", max_latency_ratio=0.9, timing="x.json")
     plan = make_plan(params, toys.FAMILY, unet, rows, sensitivity(), toys.SETTINGS, 0, timing=timing)
     assert 2.0 * len(plan.removed) >= 10.0
     with pytest.raises(PlanError, match="measured unit times"):
         make_plan(params, toys.FAMILY, unet, rows, sensitivity(), toys.SETTINGS, 0)
+    for other in ({"architecture": architecture(toys.tiny_unet((32, 32, 32, 32)))}, {"architecture": None}):
+        with pytest.raises(PlanError, match="timing file is of another model"):
+            make_plan(params, toys.FAMILY, unet, rows, sensitivity(), toys.SETTINGS, 0, timing=timing | other)
 
 
 def test_impossible_budgets_say_what_is_possible():

@@ -9,8 +9,8 @@ import svd_toys as toys
 import torch
 
 from vdmini_core.models.registry import fingerprint
-from vdmini_core.profiling.sensitivity import prepare_inputs, profile_unit, record_shared, sample_all
-from vdmini_core.profiling.sharing import recorded, start_of
+from vdmini_core.profiling.sensitivity import prepare_inputs, profile_unit, record_shared
+from vdmini_core.profiling.sharing import start_of
 
 MUCH = 2**40
 
@@ -54,6 +54,7 @@ def test_later_steps_and_guidance_run_whole(pipeline):
     inputs = inputs_of(pipeline, steps=3, guidance=2.0)
     traces = record_shared(pipeline, toys.FAMILY, inputs, MUCH)
     names = ("D.0.pair.1", "M", "U.2", "U.3.pair.2")
+    assert len(traces) == 2
     assert rows(pipeline, inputs, names, traces=traces) == rows(pipeline, inputs, names)
 
 
@@ -63,6 +64,7 @@ def test_a_student_can_be_profiled_again(inputs, removed):
     pipeline.unet = toys.FAMILY.prune(pipeline.unet, removed).eval().requires_grad_(False)
     names = [unit.name for unit in toys.FAMILY.units(pipeline.unet, inputs.settings, "block")]
     traces = record_shared(pipeline, toys.FAMILY, inputs, MUCH)
+    assert len(traces) == 2
     assert rows(pipeline, inputs, names, traces=traces) == rows(pipeline, inputs, names)
 
 
@@ -101,26 +103,26 @@ def test_the_points_are_in_order_and_cover_every_unit(pipeline):
 
 
 def test_memory_is_bounded_and_shapes_cost_none(pipeline, inputs):
+    first, second = record_shared(pipeline, toys.FAMILY, inputs, MUCH)
+    for limit, kept in (
+        (0, 0),
+        (first.size - 1, 0),
+        (first.size, 1),
+        (first.size + second.size - 1, 1),
+        (first.size + second.size, 2),
+    ):
+        assert len(record_shared(pipeline, toys.FAMILY, inputs, limit)) == kept, limit
+    dropped = [first.outputs[p.path] for p in toys.FAMILY.trace_points(pipeline.unet) if not p.kept]
+    assert dropped and all(t.untyped_storage().nbytes() <= 8 and t.numel() > 64 for t in dropped)
+    assert not any(module._forward_hooks for module in pipeline.unet.modules())
+
+
+def test_only_the_first_step_is_recorded(pipeline):
+    inputs = inputs_of(pipeline, steps=3)
+    calls = []
+    handle = pipeline.unet.register_forward_pre_hook(lambda *_: calls.append(1))
     traces = record_shared(pipeline, toys.FAMILY, inputs, MUCH)
-    assert [
-        len(t) for t in (record_shared(pipeline, toys.FAMILY, inputs, b) for b in (0, traces[0].size))
-    ] == [
-        0,
-        1,
-    ]
-    points = toys.FAMILY.trace_points(pipeline.unet)
-    with recorded(pipeline.unet, points) as trace:
-        toys.forward(pipeline.unet, toys.inputs())
-    dropped = [trace.outputs[p.path] for p in points if not p.kept]
-    assert dropped and all(t.untyped_storage().nbytes() <= 8 for t in dropped)
-    assert 0 < trace.size < sum(t.numel() * 4 for t in dropped) * 10
-
-
-def test_a_recording_is_the_teachers_own_sampling(pipeline, inputs):
-    points = toys.FAMILY.trace_points(pipeline.unet)
-    with recorded(pipeline.unet, points) as trace:
-        latents = sample_all(
-            pipeline, toys.FAMILY, pipeline.unet, inputs.noise, inputs.conditions, inputs.settings, 2
-        )
-    assert torch.equal(latents, inputs.latents)
-    assert set(trace.outputs) == {point.path for point in points}
+    handle.remove()
+    assert len(traces) == len(calls) == 2
+    points = {point.path for point in toys.FAMILY.trace_points(pipeline.unet)}
+    assert all(set(trace.outputs) == points for trace in traces)

@@ -45,6 +45,11 @@ def load_architecture(
     from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 
     name = str(directory_or_name)
+    if name in BUILT_IN and Path(name).is_dir():
+        raise ModelError(
+            f"{name} is the name of a built-in architecture and of a folder here",
+            fix=f"write ./{name} for the folder, or go elsewhere for the architecture",
+        )
     if name in BUILT_IN:
         configs = BUILT_IN[name]
         unet = build_on_meta(UNetSpatioTemporalConditionModel, configs["unet"])

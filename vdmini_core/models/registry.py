@@ -219,7 +219,7 @@ def architecture(denoiser: Any) -> str:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """No progress bars for loading a few parts; the libraries' own settings come back afterwards."""
+    """No progress bars and hints while a few parts load; the libraries' own settings come back afterwards."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
@@ -227,9 +227,12 @@ def _quiet_libraries() -> Iterator[None]:
     active = [library.is_progress_bar_enabled() for library in libraries]
     for library in libraries:
         library.disable_progress_bar()
+    verbosity = of_transformers.get_verbosity()
+    of_transformers.set_verbosity_error()  # it asks for torchvision, which nothing here needs
     try:
         yield
     finally:
+        of_transformers.set_verbosity(verbosity)
         for library, on in zip(libraries, active, strict=True):
             if on:
                 library.enable_progress_bar()

@@ -122,21 +122,20 @@ def record_shared(pipeline: Any, family: Family, inputs: ProfileInputs, most_byt
     """What the whole teacher computes on each batch, for `profile_unit` to go on from.
 
     Args:
-        most_bytes: memory to use; batches that do not fit have no trace and are computed whole.
+        most_bytes: memory to use; from the first batch that does not fit on, all are computed whole.
     """
     denoiser = getattr(pipeline, family.denoiser_name)
     points = family.trace_points(denoiser)
     traces: list[Trace] = []
     for start in range(0, len(inputs.noise), inputs.batch_size):
-        if sum(trace.size for trace in traces) >= most_bytes:
-            break
         stop = start + inputs.batch_size
-        with recorded(denoiser, points) as trace:
+        left = most_bytes - sum(trace.size for trace in traces)
+        with recorded(denoiser, points, left) as trace:
             rows = inputs.conditions.slice(start, stop)
             family.sample(pipeline, denoiser, inputs.noise[start:stop], rows, inputs.settings)
+        if not trace.whole:
+            break
         traces.append(trace)
-    while traces and sum(trace.size for trace in traces) > most_bytes:
-        traces.pop()
     return traces
 
 

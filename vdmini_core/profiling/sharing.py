@@ -9,7 +9,7 @@ another sample and run whole; a one-step teacher gains most.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +22,10 @@ from vdmini_core.models.pruned_unet import swap_modules
 
 @dataclass
 class Trace:
-    """Outputs of the first call on one batch, by path."""
+    """Outputs of the first call on one batch, by path; `whole` when every point has its own."""
 
     outputs: dict[str, Any] = field(default_factory=dict)
+    whole: bool = False
 
     @property
     def size(self) -> int:
@@ -59,25 +60,41 @@ def start_of(points: Sequence[TracePoint], modules: Sequence[str]) -> int:
     return next((i for i, p in enumerate(points) if p.path in modules or p.path.startswith(prefixes)), 0)
 
 
+class Recorded(Exception):
+    """Ends a sampling whose first call is recorded: later steps would cost and tell nothing."""
+
+
 @contextmanager
-def recorded(denoiser: nn.Module, points: Sequence[TracePoint]) -> Iterator[Trace]:
-    """Within the context the first call of the denoiser is recorded."""
+def recorded(denoiser: nn.Module, points: Sequence[TracePoint], most_bytes: int) -> Iterator[Trace]:
+    """Record the first call of the denoiser, which ends the block's sampling there and then.
+
+    Args:
+        most_bytes: more than that is not kept: the trace is `whole` or empty.
+    """
     trace, calls = Trace(), _Calls()
-    handles = [denoiser.register_forward_pre_hook(calls.count)]
 
     def keep(point: TracePoint) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if calls.current == 0:
-                trace.outputs[point.path] = output if point.kept else _shape_of(output)
+            trace.outputs[point.path] = output if point.kept else _shape_of(output)
+            if trace.size > most_bytes:
+                raise Recorded
 
         return hook
 
+    def end(*_: Any) -> None:
+        trace.whole = True
+        raise Recorded
+
+    handles = [denoiser.register_forward_pre_hook(calls.count), denoiser.register_forward_hook(end)]
     try:
         handles += [denoiser.get_submodule(p.path).register_forward_hook(keep(p)) for p in points]
-        yield trace
+        with suppress(Recorded):
+            yield trace
     finally:
         for handle in handles:
             handle.remove()
+        if not trace.whole:
+            trace.outputs.clear()
 
 
 @contextmanager

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from vdmini_core.artifacts import read_json
 from vdmini_core.errors import PlanError
 from vdmini_core.models.inspect import BUILT_IN, load_architecture
 from vdmini_core.models.registry import family_of, fingerprint, load_pipeline, load_settings
@@ -40,8 +40,10 @@ def plan_model(
         ModelError: no such model.
     """
     params = _checked(choices | ({"timing": str(timing)} if timing else {}))
-    profile = None if sensitivity is None else _read(sensitivity, "units")
-    times = None if timing is None else _read(timing, "unit_ms")
+    if sensitivity is not None and params.recipe != "auto":
+        raise PlanError(f"recipe {params.recipe} reads no profile", fix="use auto, or leave the profile out")
+    profile = None if sensitivity is None else _sensitivity(sensitivity)
+    times = None if timing is None else _times(timing)
     if model in BUILT_IN:
         family, denoiser, _, settings = load_architecture(model)
     else:
@@ -50,17 +52,31 @@ def plan_model(
         family, settings = family_of(pipeline), load_settings(Path(model), pipeline)
         denoiser = getattr(pipeline, family.denoiser_name)
     if profile is not None and profile.get("teacher_fingerprint") != fingerprint(denoiser):
+        no_weights = "a profile is of weights: give the pipeline directory in place of the built-in name"
         raise PlanError(
             "the profile is of another model",
             expected=f"fingerprint {fingerprint(denoiser)}",
             found=str(profile.get("teacher_fingerprint")),
-            fix="profile this model",
+            fix=no_weights if model in BUILT_IN else "profile this model",
         )
     units = family.units(denoiser, settings)
     return make_plan(params, family, denoiser, units, profile, settings, seed, timing=times)
 
 
 def _checked(choices: dict[str, Any]) -> PlanParams:
+    """The choices as parameters; what contradicts itself or would be ignored is refused."""
+    budgets = [key for key in choices if key.startswith("max_")]
+    recipe = choices.get("recipe")
+    if budgets and recipe in (None, "paper", "manual"):
+        raise PlanError(
+            f"{', '.join(budgets)}: a budget needs a recipe that follows it",
+            expected="auto (with the sensitivity profile), magnitude or random",
+            found=str(recipe or "no recipe"),
+        )
+    if choices.get("units") and recipe != "manual":
+        raise PlanError(f"recipe {recipe} chooses units by itself", fix="leave the units out, or use manual")
+    if choices.get("timing") and "max_latency_ratio" not in choices:
+        raise PlanError("a timing file is read for max_latency_ratio alone", fix="give both or neither")
     try:
         return PlanParams(**choices)
     except ValidationError as error:
@@ -70,8 +86,26 @@ def _checked(choices: dict[str, Any]) -> PlanParams:
         raise PlanError(f"{where}: {problem}" if where else problem) from None
 
 
-def _read(path: Path, key: str) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(path)
-    if not isinstance(found, dict) or key not in found:
-        raise PlanError(f"{path} is not what it should be", expected=f"a JSON object with `{key}`")
+def _sensitivity(path: Path) -> dict[str, Any]:
+    found = _object(path)
+    rows = found.get("units")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "name" in row for row in rows):
+        raise PlanError(f"{path} is no profile", expected="sensitivity.json, as `vdmini profile` writes it")
     return found
+
+
+def _times(path: Path) -> dict[str, Any]:
+    found = _object(path)
+    by_unit = found.get("unit_ms")
+    numbers = [found.get("denoiser_ms"), *(by_unit.values() if isinstance(by_unit, dict) else [None])]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise PlanError(f"{path} holds no unit times", expected="timing.json, as `vdmini profile` writes it")
+    return found
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{path} cannot be read as JSON", found=str(error)) from None
+    return found if isinstance(found, dict) else {}

@@ -11,12 +11,12 @@ from torch import nn
 from vdmini_core.errors import PlanError
 from vdmini_core.models.base import Cut, Family, SamplingSettings, Unit
 from vdmini_core.models.flops import total_flops
-from vdmini_core.models.registry import fingerprint
+from vdmini_core.models.registry import architecture, fingerprint
 from vdmini_core.params import PlanParams
 from vdmini_core.pruning.plan import Plan
 from vdmini_core.pruning.solver import Budget, best_cuts
 
-COLUMNS = {"total": "fvd", "content": "content", "motion": "motion", "paired": "paired_mse"}
+DAMAGE_COLUMN = {"total": "fvd", "content": "content", "motion": "motion", "paired": "paired_mse"}
 RUNNERS_UP = 5
 
 Evaluate = Callable[[tuple[str, ...]], float]
@@ -44,7 +44,7 @@ def make_plan(
         sensitivity: the profile (`artifacts/profile/sensitivity.json`), for `auto`.
         settings: size at which FLOPs are counted.
         seed: of the `random` recipe.
-        timing: `{"denoiser_ms": .., "unit_ms": {unit: ..}}`, for `max_latency_ratio`.
+        timing: `{"denoiser_ms": .., "unit_ms": {unit: ..}, "architecture": ..}`, for `max_latency_ratio`.
         evaluate: real damage of a removal; re-ranks the solver's best answers, since single-unit damages
             do not add up.
 
@@ -64,7 +64,7 @@ def make_plan(
             removed = _auto(params, cuts, budgets, units, sensitivity, evaluate, notes)
         else:
             order = _magnitude_order(denoiser, cuts, units) if params.recipe == "magnitude" else None
-            removed = _in_order(cuts, order or _random_order(cuts, seed), budgets)
+            removed = _in_order(cuts, _random_order(cuts, seed) if order is None else order, budgets)
     return describe_plan(params.recipe, family, denoiser, removed, settings, notes, budgets, cuts)
 
 
@@ -89,9 +89,10 @@ def describe_plan(
     student, points = outline.model, family.feature_points(outline.model)
     chosen = [i for i, cut in enumerate(cuts) if set(cut.units) <= set(outline.removed)]
     chosen = [i for i in chosen if not any(cuts[i].name in cuts[j].conflicts for j in chosen)]
+    fixed = recipe in ("paper", "manual")
     unmet = [
         f"{budget.name} is {budget.left(chosen) / budget.total:.3f}, over the budget of"
-        f" {budget.limit / budget.total:.3f}: this recipe follows no budget"
+        f" {budget.limit / budget.total:.3f}" + (": this recipe follows no budget" if fixed else "")
         for budget in budgets
         if not budget.met(chosen)
     ]
@@ -119,15 +120,15 @@ def damage_of(cut: Cut, sensitivity: Mapping[str, Any], metric: str, units: Sequ
     rows = {row["name"]: row for row in sensitivity["units"]}
     total = 0.0
     for name in cut.units:
-        parts = [name] if name in rows else [u.name for u in units if u.name.startswith(name + ".pair.")]
-        if not parts or any(part not in rows for part in parts):
+        parts = _rows_of(name, rows, units)
+        if not parts:
             raise PlanError(
                 f"the profile has no row for {name}",
                 fix="run the profile again with `profile.granularity: both`",
             )
         for part in parts:
             figures = rows[part].get("removed") or rows[part].get("replaced")
-            total += float(figures[COLUMNS[metric]])
+            total += float(figures[DAMAGE_COLUMN[metric]])
     return total
 
 
@@ -185,6 +186,13 @@ def _budgets(
                 expected="a JSON file with `denoiser_ms` and `unit_ms`, as artifacts/profile/timing.json",
                 fix="freeze one: copy artifacts/profile/timing.json to timing/NAME.json",
             )
+        if timing.get("architecture") != architecture(denoiser):
+            raise PlanError(
+                "the timing file is of another model",
+                expected=architecture(denoiser),
+                found=str(timing.get("architecture")),
+                fix="profile this model and freeze its timing.json",
+            )
         total_ms = float(timing["denoiser_ms"])
         savings = [_milliseconds(cut, timing["unit_ms"], units) for cut in cuts]
         limit = total_ms * params.max_latency_ratio
@@ -192,11 +200,17 @@ def _budgets(
     return budgets
 
 
+def _rows_of(name: str, known: Mapping[str, Any], units: Sequence[Unit]) -> list[str]:
+    """The unit where it has a row, else its pairs where all have one, else nothing."""
+    parts = [name] if name in known else [u.name for u in units if u.name.startswith(name + ".pair.")]
+    return parts if all(part in known for part in parts) else []
+
+
 def _milliseconds(cut: Cut, unit_ms: Mapping[str, float], units: Sequence[Unit]) -> float:
     total = 0.0
     for name in cut.units:
-        parts = [name] if name in unit_ms else [u.name for u in units if u.name.startswith(name + ".pair.")]
-        if not parts or any(part not in unit_ms for part in parts):
+        parts = _rows_of(name, unit_ms, units)
+        if not parts:
             raise PlanError(f"the timing file has no time for {name}", fix="profile again and freeze it anew")
         total += sum(float(unit_ms[part]) for part in parts)
     return total
