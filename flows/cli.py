@@ -175,9 +175,18 @@ def _plan_command(
         project = {"--set": assignments, "--profile": profile, "--workspace": workspace, "--force": force}
         _only_with(False, project | {"--root": root != Path()})
         plan(
-            model, recipe, unit, max_params_ratio, max_flops_ratio, max_latency_ratio, sensitivity, timing,
-            seed, output, as_json,
-        )  # fmt: skip
+            model,
+            recipe=recipe,
+            unit=unit,
+            max_params_ratio=max_params_ratio,
+            max_flops_ratio=max_flops_ratio,
+            max_latency_ratio=max_latency_ratio,
+            sensitivity=sensitivity,
+            timing=timing,
+            seed=seed,
+            output=output,
+            as_json=as_json,
+        )
         return
     _only_with(
         True, {"--sensitivity": sensitivity, "--timing": timing, "-o": output, "--seed": seed is not None}

@@ -63,18 +63,12 @@ def plan(
     if output is not None:
         made.save(output)
     if as_json:
-        print_json(
-            made.to_dict() | {"params_ratio": made.params_ratio, "flops_ratio": made.flops_ratio},
-        )
+        print_json(made.to_dict() | {"params_ratio": made.params_ratio, "flops_ratio": made.flops_ratio})
     else:
         typer.echo(made.describe())
 
 
-def plan_diff(
-    first: PlanArgument,
-    second: PlanArgument,
-    as_json: JsonOption = False,
-) -> None:
+def plan_diff(first: PlanArgument, second: PlanArgument, as_json: JsonOption = False) -> None:
     """Print what two plans do differently."""
     from vdmini_core.pruning.plan import Plan, diff_plans
 

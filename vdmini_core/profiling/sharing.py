@@ -104,11 +104,11 @@ def replayed(denoiser: nn.Module, points: Sequence[TracePoint], start: int, trac
     The sample and conditions must be those of the recording.
     """
     calls = _Calls()
-    stubs: dict[str, nn.Module | None] = {
+    replays: dict[str, nn.Module | None] = {
         p.path: _Replay(denoiser.get_submodule(p.path), trace.outputs[p.path], calls) for p in points[:start]
     }
     handle = denoiser.register_forward_pre_hook(calls.count)
-    before = swap_modules(denoiser, stubs)
+    before = swap_modules(denoiser, replays)
     try:
         yield
     finally:
