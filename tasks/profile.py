@@ -1,12 +1,15 @@
 """`profile`: every unit removed and replaced on the same noise, its damage and its time.
 
-Each finished unit is a file in the job's scratch, so that a killed profile continues; with more than one
-worker the units are spread over Ray actors that hold the teacher once each.
+A first round tries every unit on `profile.clips` clips and measures everything; then, up to
+`profile.max_clips`, units whose paired errors cannot be told from a neighbour's meet more clips, which
+needs no decoding. Each trial of a round is a file in the job's scratch, so that a killed profile continues;
+with more than one worker the trials are spread over Ray actors that hold the teacher once each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +21,24 @@ from vdmini_core.progress import track
 if TYPE_CHECKING:
     from vdmini_core.models.base import SamplingSettings, Unit
 
+# Unit and variant.
 Trial = tuple[str, str]
 FLOOR: Trial = ("", "floor")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One trial on the clips of one round; the first round starts at 0 and measures everything."""
+
+    trial: Trial
+    start: int
+    stop: int
+
+    @property
+    def file(self) -> str:
+        """Its name in the job's scratch."""
+        unit, variant = self.trial
+        return f"{unit or 'teacher'}-{variant}-{self.start}-{self.stop}.json"
 
 
 @dataclass(frozen=True)
@@ -28,7 +47,7 @@ class Bench:
 
     Attributes:
         teacher: pipeline directory.
-        inputs: file of `ProfileInputs.save`.
+        inputs: file of `ProfileInputs.save`; as many clips are decoded as the first round tries.
         settings: fields of `SamplingSettings`.
         batch_size: clips sampled at once.
         seed: of the profile.
@@ -56,7 +75,7 @@ class Profiler:
         from vdmini_core.metrics import load_extractor
         from vdmini_core.models.base import SamplingSettings
         from vdmini_core.models.registry import family_of, load_pipeline
-        from vdmini_core.profiling.sensitivity import COLUMNS, ProfileInputs, record_shared
+        from vdmini_core.profiling.sensitivity import COLUMNS, ProfileInputs
 
         torch.set_num_threads(bench.threads)
         self.pipeline = load_pipeline(Path(bench.teacher), device=bench.device)
@@ -67,33 +86,42 @@ class Profiler:
         )
         self.extractors = {name: load_extractor(name, device=bench.device) for name in COLUMNS}
         self.features = {name: extract(self.inputs.clips) for name, extract in self.extractors.items()}
-        self.traces = record_shared(self.pipeline, self.family, self.inputs, bench.shared_bytes)
+        self.shared_bytes = bench.shared_bytes
+        self.round: tuple[int, int] | None = None
 
-    def measure(self, trial: Trial) -> dict[str, float]:
-        """The figures of one trial: (unit, variant), or `FLOOR`."""
-        from vdmini_core.profiling.sensitivity import noise_floor, profile_unit
+    def measure(self, piece: Piece) -> dict[str, Any]:
+        """`errors` clip by clip, and the `figures` of the first round."""
+        from vdmini_core.profiling.sensitivity import clip_errors, damage, noise_floor, unit_latents
 
-        if trial == FLOOR:
-            return noise_floor(self.pipeline, self.family, self.inputs, self.extractors, self.features)
-        unit, variant = trial
-        return profile_unit(
-            self.pipeline,
-            self.family,
-            unit,
-            variant,  # type: ignore[arg-type]
-            self.inputs,
-            self.extractors,
-            self.features,
-            self.traces,
-        )
+        self._enter_round(piece)
+        if piece.trial == FLOOR:
+            floor = noise_floor(self.pipeline, self.family, self.rows, self.extractors, self.features)
+            return {"figures": floor}
+        unit, variant = piece.trial
+        latents = unit_latents(self.pipeline, self.family, unit, variant, self.rows, self.traces)  # type: ignore[arg-type]
+        errors = {"errors": clip_errors(latents, self.rows.latents)}
+        if piece.start:
+            return errors
+        clips = self.family.decode_latents(self.pipeline, latents, self.rows.settings)
+        return errors | {"figures": damage(latents, clips, self.rows, self.extractors, self.features)}
 
-    def measure_named(self, trial: Trial) -> tuple[Trial, dict[str, float]]:
-        """As `measure`, with the trial it is of: results come back in any order."""
-        return trial, self.measure(trial)
+    def measure_named(self, piece: Piece) -> tuple[Piece, dict[str, Any]]:
+        """As `measure`, with the piece it is of: results come back in any order."""
+        return piece, self.measure(piece)
+
+    def _enter_round(self, piece: Piece) -> None:
+        """Record once a round what its units share."""
+        from vdmini_core.profiling.sensitivity import record_shared
+
+        if self.round != (piece.start, piece.stop):
+            self.round = (piece.start, piece.stop)
+            self.rows = self.inputs.rows(*self.round)
+            self.traces: list[Any] = []  # the last round's go before new ones are held
+            self.traces = record_shared(self.pipeline, self.family, self.rows, self.shared_bytes)
 
 
 def run(job: StageJob) -> StageOutcome:
-    """Profile the teacher on validation clips; resumes unit by unit."""
+    """Profile the teacher on validation clips; resumes trial by trial."""
     from tasks.models import load_teacher
     from vdmini_core.models.registry import fingerprint
     from vdmini_core.profiling.sensitivity import assemble
@@ -103,16 +131,27 @@ def run(job: StageJob) -> StageOutcome:
     pipeline, family, settings = load_teacher(job)
     denoiser = getattr(pipeline, family.denoiser_name)
     units = family.units(denoiser, settings, params.granularity)
-    bench, clips = prepare_bench(job, pipeline, settings)
-    results = measure_all(job, bench, trials(units, params.variants))
-    floor = results.pop(FLOOR)
-    table = assemble(units, results, floor, fingerprint(denoiser), clips, job.params.base.seed)
+    bench, clips, most = prepare_bench(job, pipeline, settings)
+    wanted = trials(units, params.variants)
+    with crew(bench, params.workers) as workers:
+        first = measure_all(job, workers, [Piece(trial, 0, clips) for trial in wanted], "profile")
+        figures = {piece.trial: found["figures"] for piece, found in first.items()}
+        errors = {piece.trial: found["errors"] for piece, found in first.items() if piece.trial != FLOOR}
+        refine(job, workers, errors, clips, most)
+    floor = figures.pop(FLOOR)
+    table = assemble(units, with_errors(figures, errors), floor, fingerprint(denoiser), clips, bench.seed)
     write_json(job.out / "sensitivity.json", table)
     charts = ("sensitivity.svg", "sensitivity.png")
     for chart in charts:
         sensitivity_chart(table, job.out / chart)
+    samples = sum(len(found) for found in errors.values())
     return StageOutcome(
-        metrics={"units": len(units), "clips": clips, "floor_fvd": floor["fvd"]},
+        metrics={
+            "units": len(units),
+            "clips": clips,
+            "floor_fvd": floor["fvd"],
+            "clips_of_full_sweep": samples / (most * len(errors)),
+        },
         charts=charts,
         timing=measure_times(pipeline, units, settings, params.timing_repeats),
         table=summary(table),
@@ -125,20 +164,51 @@ def trials(units: Sequence[Unit], variants: Sequence[str]) -> list[Trial]:
     return [FLOOR, *((unit.name, variant) for unit in units for variant in variants)]
 
 
-def prepare_bench(job: StageJob, pipeline: Any, settings: SamplingSettings) -> tuple[Bench, int]:
-    """Sample the whole teacher once, where a killed run has not done it; the bench and its clips."""
+def refine(job: StageJob, workers: Crew, errors: dict[Trial, list[float]], clips: int, most: int) -> None:
+    """Extend `errors` of the trials whose order is open, round by round."""
+    from vdmini_core.profiling.rounds import rounds, undecided
+
+    for start, stop in rounds(clips, most):
+        pending = []
+        for variant in dict.fromkeys(variant for _, variant in errors):
+            rivals = {trial: found for trial, found in errors.items() if trial[1] == variant}
+            pending += [trial for trial in undecided(rivals) if len(errors[trial]) == start]
+        pieces = [Piece(trial, start, stop) for trial in pending]
+        found = measure_all(job, workers, pieces, f"order open, {stop} clips")
+        for piece in pieces:
+            errors[piece.trial] = errors[piece.trial] + found[piece]["errors"]
+
+
+def with_errors(
+    figures: Mapping[Trial, dict[str, float]], errors: Mapping[Trial, Sequence[float]]
+) -> dict[Trial, dict[str, float]]:
+    """The figures with the paired error of all clips the trial met, and how many these were."""
+    from vdmini_core.profiling.sensitivity import paired_interval
+
+    return {
+        trial: row | paired_interval(errors[trial]) | {"paired_clips": len(errors[trial])}
+        for trial, row in figures.items()
+    }
+
+
+def prepare_bench(job: StageJob, pipeline: Any, settings: SamplingSettings) -> tuple[Bench, int, int]:
+    """Sample the whole teacher once, where a killed run has not done it; the bench, first and most clips."""
     from tasks.models import device_of
     from vdmini_core.data.clips import load_clips
     from vdmini_core.models.registry import family_of
     from vdmini_core.profiling.sensitivity import prepare_inputs
 
-    clips = load_clips(job.artifact("prepare"), "validation", job.params.profile.clips)
-    if len(clips) < job.params.profile.clips:
+    params = job.params.profile
+    most = params.max_clips or params.clips
+    clips = load_clips(job.artifact("prepare"), "validation", most)
+    if len(clips) < most:
         job.monitor.note(f"profile uses the {len(clips)} validation clips there are")
+    first, most = min(params.clips, len(clips)), len(clips)
     path, seed = job.work / "inputs.safetensors", job.params.base.seed
     batch_size = job.params.sampling.batch_size
     if not path.is_file():
-        prepare_inputs(pipeline, family_of(pipeline), clips, settings, seed, batch_size).save(path)
+        inputs = prepare_inputs(pipeline, family_of(pipeline), clips, settings, seed, batch_size, first)
+        inputs.save(path)
     bench = Bench(
         teacher=str(job.artifact("teacher") / "pipeline"),
         inputs=str(path),
@@ -146,24 +216,42 @@ def prepare_bench(job: StageJob, pipeline: Any, settings: SamplingSettings) -> t
         batch_size=batch_size,
         seed=seed,
         device=device_of(job),
-        threads=job.worker_threads(job.params.profile.workers),
-        shared_bytes=int(job.params.profile.shared_gib * 2**30),
+        threads=job.worker_threads(params.workers),
+        shared_bytes=int(params.shared_gib * 2**30),
     )
-    return bench, len(clips)
+    return bench, first, most
 
 
-def measure_all(job: StageJob, bench: Bench, wanted: Sequence[Trial]) -> dict[Trial, dict[str, float]]:
-    """Every trial's figures: what a killed run left, the rest measured now, each kept as it comes."""
+Crew = Callable[[Sequence[Piece]], Iterator[tuple[Piece, dict[str, Any]]]]
+
+
+def measure_all(
+    job: StageJob, workers: Crew, wanted: Sequence[Piece], title: str
+) -> dict[Piece, dict[str, Any]]:
+    """Every piece's figures: what a killed run left, the rest measured now, each kept as it comes."""
     folder = job.work / "units"
     folder.mkdir(parents=True, exist_ok=True)
-    pending = [trial for trial in wanted if not _file(folder, trial).is_file()]
+    pending = [piece for piece in wanted if not (folder / piece.file).is_file()]
     if len(pending) < len(wanted):
         job.monitor.note(f"profile went on after {len(wanted) - len(pending)} of {len(wanted)} trials")
-    workers = min(job.params.profile.workers, len(pending))
-    measured = _on_ray(bench, pending, workers) if workers > 1 else _here(bench, pending)
-    for trial, figures in track(measured, "profile", total=len(pending), unit="trial"):
-        write_json(_file(folder, trial), figures)
-    return {trial: read_json(_file(folder, trial)) for trial in wanted}
+    if pending:
+        for piece, found in track(workers(pending), title, total=len(pending), unit="trial"):
+            write_json(folder / piece.file, found)
+    return {piece: read_json(folder / piece.file) for piece in wanted}
+
+
+@contextmanager
+def crew(bench: Bench, count: int) -> Iterator[Crew]:
+    """Who measures: this process, or `count` Ray actors, started when there is something to measure."""
+    with ExitStack() as stack:
+        hired: list[Crew] = []
+
+        def work(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, dict[str, Any]]]:
+            if not hired:
+                hired.append(_here(bench) if count == 1 else _on_ray(bench, count, stack))
+            return hired[0](pieces)
+
+        yield work
 
 
 def measure_times(
@@ -199,26 +287,21 @@ def summary(table: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _file(folder: Path, trial: Trial) -> Path:
-    return folder / f"{trial[0] or 'teacher'}-{trial[1]}.json"
-
-
-def _here(bench: Bench, pending: Sequence[Trial]) -> Iterator[tuple[Trial, dict[str, float]]]:
-    if not pending:
-        return
+def _here(bench: Bench) -> Crew:
     profiler = Profiler(bench)
-    for trial in pending:
-        yield trial, profiler.measure(trial)
+    return lambda pieces: (profiler.measure_named(piece) for piece in pieces)
 
 
-def _on_ray(bench: Bench, pending: Sequence[Trial], workers: int) -> Iterator[tuple[Trial, dict[str, float]]]:
+def _on_ray(bench: Bench, count: int, stack: ExitStack) -> Crew:
     from tasks.ray_runtime import ray_session
 
-    with ray_session(num_cpus=workers):
-        import ray
-        from ray.util import ActorPool
+    stack.enter_context(ray_session(num_cpus=count))
+    import ray
+    from ray.util import ActorPool
 
-        options = {"num_cpus": 1, "num_gpus": 1 if bench.device == "cuda" else 0}
-        remote: Any = ray.remote(**options)(Profiler)
-        pool = ActorPool([remote.remote(bench) for _ in range(workers)])
-        yield from pool.map_unordered(lambda actor, trial: actor.measure_named.remote(trial), list(pending))
+    options = {"num_cpus": 1, "num_gpus": 1 if bench.device == "cuda" else 0}
+    remote: Any = ray.remote(**options)(Profiler)
+    pool = ActorPool([remote.remote(bench) for _ in range(count)])
+    return lambda pieces: pool.map_unordered(
+        lambda actor, piece: actor.measure_named.remote(piece), list(pieces)
+    )

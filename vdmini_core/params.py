@@ -110,6 +110,11 @@ class ProfileParams(Section):
     """Sensitivity of every unit."""
 
     clips: int = Field(8, ge=4, description="validation clips each unit is tried on")
+    max_clips: int | None = Field(
+        None,
+        ge=4,
+        description="more clips, up to so many, where the order of paired errors is open",
+    )
     granularity: Literal["pair", "block", "both"] = "both"
     variants: tuple[Literal["removed", "replaced"], ...] = Field(("removed",), min_length=1)
     timing_repeats: int = Field(3, ge=1)
@@ -117,6 +122,12 @@ class ProfileParams(Section):
     shared_gib: float = Field(
         1.0, ge=0, description="memory a worker may use for what all units share; bytes do not depend on it"
     )
+
+    @model_validator(mode="after")
+    def _more_is_more(self) -> ProfileParams:
+        if self.max_clips is not None and self.max_clips < self.clips:
+            raise ValueError(f"max_clips ({self.max_clips}) is fewer than clips ({self.clips})")
+        return self
 
 
 class PlanParams(Section):

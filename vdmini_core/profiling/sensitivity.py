@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class ProfileInputs:
         noise: unit noise (B, F, C, h, w).
         conditions: of the same B clips.
         latents: the teacher's samples (B, F, C, h, w).
-        clips: the same decoded, uint8 (B, F, H, W, 3).
+        clips: the first of them decoded, uint8 (D <= B, F, H, W, 3).
         settings: how they were sampled.
         batch_size: clips sampled at once.
         seed: of noise, of re-initialised weights and of the intervals.
@@ -51,6 +51,16 @@ class ProfileInputs:
     settings: SamplingSettings
     batch_size: int
     seed: int
+
+    def rows(self, start: int, stop: int) -> ProfileInputs:
+        """The same for clips `start` to `stop` alone."""
+        return replace(
+            self,
+            noise=self.noise[start:stop],
+            conditions=self.conditions.slice(start, stop),
+            latents=self.latents[start:stop],
+            clips=self.clips[start:stop],
+        )
 
     def save(self, path: Path) -> None:
         """Write the tensors; settings, batch size and seed come from the params again."""
@@ -87,14 +97,19 @@ def prepare_inputs(
     settings: SamplingSettings,
     seed: int,
     batch_size: int = 8,
+    decoded: int | None = None,
 ) -> ProfileInputs:
-    """Noise, conditions and the teacher's own samples for clips uint8 (B, F, H, W, 3)."""
+    """Noise, conditions and the teacher's own samples for clips uint8 (B, F, H, W, 3).
+
+    Args:
+        decoded: how many of the samples to decode; all by default. Paired errors need none.
+    """
     denoiser = getattr(pipeline, family.denoiser_name)
     seeds = [seed + i for i in range(len(clips_BFHWC))]
     conditions = family.prepare_conditions(pipeline, clips_BFHWC[:, 0], settings, seeds)
     noise = family.noise(denoiser, settings, seeds)
     latents = sample_all(pipeline, family, denoiser, noise, conditions, settings, batch_size)
-    clips = family.decode_latents(pipeline, latents, settings)
+    clips = family.decode_latents(pipeline, latents[:decoded], settings)
     return ProfileInputs(noise, conditions, latents, clips, settings, batch_size, seed)
 
 
@@ -159,6 +174,20 @@ def profile_unit(
     Returns:
         `fvd`, `content`, `motion`, `paired_mse`, each with `_low` and `_high`.
     """
+    latents = unit_latents(pipeline, family, unit, variant, inputs, traces)
+    clips = family.decode_latents(pipeline, latents, inputs.settings)
+    return damage(latents, clips, inputs, extractors, teacher_features)
+
+
+def unit_latents(
+    pipeline: Any,
+    family: Family,
+    unit: str,
+    variant: Variant,
+    inputs: ProfileInputs,
+    traces: Sequence[Trace] = (),
+) -> Tensor:
+    """Samples (B, F, C, h, w) with `unit` removed or replaced; arguments as in `profile_unit`."""
     denoiser = getattr(pipeline, family.denoiser_name)
     points = family.trace_points(denoiser)
     modules = next((u.modules for u in family.units(denoiser, inputs.settings) if u.name == unit), ())
@@ -167,19 +196,11 @@ def profile_unit(
     def shared(batch: int) -> AbstractContextManager[None]:
         return replayed(denoiser, points, start, traces[batch]) if batch < len(traces) else nullcontext()
 
+    noise, conditions = inputs.noise, inputs.conditions
     with family.bypass(denoiser, unit, variant, inputs.seed):
-        latents = sample_all(
-            pipeline,
-            family,
-            denoiser,
-            inputs.noise,
-            inputs.conditions,
-            inputs.settings,
-            inputs.batch_size,
-            shared,
+        return sample_all(
+            pipeline, family, denoiser, noise, conditions, inputs.settings, inputs.batch_size, shared
         )
-    clips = family.decode_latents(pipeline, latents, inputs.settings)
-    return damage(latents, clips, inputs, extractors, teacher_features)
 
 
 def damage(
@@ -202,8 +223,18 @@ def damage(
 
 def paired_damage(latents: Tensor, teacher_latents: Tensor) -> dict[str, float]:
     """`paired_mse` with its 95 % interval over clips (Student's t), for latents (B, F, C, h, w)."""
-    errors = (latents.double() - teacher_latents.double()).square().flatten(1).mean(1).cpu().numpy()
-    mean, reach = float(errors.mean()), 0.0
+    return paired_interval(clip_errors(latents, teacher_latents))
+
+
+def clip_errors(latents: Tensor, teacher_latents: Tensor) -> list[float]:
+    """Mean squared error of each clip's latents (B, F, C, h, w)."""
+    errors = (latents.double() - teacher_latents.double()).square().flatten(1).mean(1)
+    return [float(error) for error in errors]
+
+
+def paired_interval(errors: Sequence[float]) -> dict[str, float]:
+    """`paired_mse` of the clips' errors with its 95 % interval (Student's t)."""
+    mean, reach = float(np.mean(errors)), 0.0
     if len(errors) > 1:
         reach = float(stats.sem(errors)) * float(stats.t.ppf(0.975, len(errors) - 1))
     return _interval("paired_mse", mean, max(0.0, mean - reach), mean + reach)
