@@ -144,7 +144,10 @@ def train_here(job: StageJob, out: Path) -> None:
     architecture = replace(architecture, frames=prepare.frames, height=prepare.height, width=prepare.width)
     pipeline: Any = build_from(architecture, seed)
     with Progress(job.monitor, "autoencoder", params.vae_steps) as show:
-        train_autoencoder(pipeline, data, VaeTrainConfig(steps=params.vae_steps, seed=seed), job.work, show)
+        vae_config = VaeTrainConfig(
+            steps=params.vae_steps, checkpoint_every=params.checkpoint_every, seed=seed
+        )
+        train_autoencoder(pipeline, data, vae_config, job.work, show)
     config = TrainConfig(
         steps=params.steps,
         window_steps=round(params.window_share * params.steps),
@@ -153,6 +156,7 @@ def train_here(job: StageJob, out: Path) -> None:
         window_batch_size=params.window_batch_size,
         learning_rate=params.learning_rate,
         probe_every=params.probe_every,
+        checkpoint_every=params.checkpoint_every,
         seed=seed,
     )
 

@@ -77,6 +77,7 @@ class TeacherTrainParams(Section):
     window_batch_size: int = Field(4, ge=1, description="windows a step")
     learning_rate: float = Field(6e-4, gt=0, lt=1)
     probe_every: int = Field(300, ge=1, description="steps between measurements and pictures")
+    checkpoint_every: int = Field(100, ge=1, description="steps a kill costs at most")
 
 
 class TeacherParams(Section):

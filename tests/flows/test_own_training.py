@@ -16,7 +16,8 @@ from tests.flows.test_kill import kill_tree
 from vdmini_core.artifacts import read_json, tree_digests
 
 pytestmark = pytest.mark.services
-TRAINING = ("size=nano", "vae_steps=6", "steps=140", "probe_every=70", "batch_size=1", "window_batch_size=1")
+SMALL = ("batch_size=1", "window_batch_size=1")
+TRAINING = ("size=nano", "vae_steps=6", "steps=40", "probe_every=20", "checkpoint_every=15", *SMALL)
 SETTINGS = tuple(f"teacher.train.{setting}" for setting in TRAINING)
 
 
