@@ -37,7 +37,7 @@ class BaseParams(Section):
 class SplitClips(Section):
     """Clips per split."""
 
-    train: int = Field(192, ge=1)
+    train: int = Field(128, ge=1)
     validation: int = Field(32, ge=1)
     test: int = Field(32, ge=2)
 
@@ -110,16 +110,16 @@ class SamplingParams(Section):
 class ProfileParams(Section):
     """Sensitivity of every unit."""
 
-    clips: int = Field(8, ge=4, description="validation clips each unit is tried on")
+    clips: int = Field(4, ge=4, description="validation clips each unit is tried on")
     max_clips: int | None = Field(
-        None,
+        8,
         ge=4,
         description="more clips, up to so many, where the order of paired errors is open",
     )
     granularity: Literal["pair", "block", "both"] = "both"
     variants: tuple[Literal["removed", "replaced"], ...] = Field(("removed",), min_length=1)
     timing_repeats: int = Field(3, ge=1)
-    workers: int = Field(2, ge=1, description="Ray tasks at once")
+    workers: int = Field(1, ge=1, description="Ray actors at once; 1 runs without Ray")
     shared_gib: float = Field(
         1.0, ge=0, description="memory a worker may use for what all units share; bytes do not depend on it"
     )
@@ -167,8 +167,8 @@ class PruneParams(Section):
 class DistillParams(Section):
     """ICMD recovery: L = L_task + lambda_icd L_ICD + lambda_mca L_MCA (paper Sec. 3.3, Table 5)."""
 
-    steps: int = Field(60, ge=1)
-    batch_size: int = Field(4, ge=1, description="clips per step over all workers")
+    steps: int = Field(48, ge=1)
+    batch_size: int = Field(2, ge=1, description="clips per step over all workers")
     workers: int = Field(2, ge=1, description="Ray Train workers")
     learning_rate: float = Field(5e-4, gt=0, lt=1)
     temporal_learning_rate_scale: float = Field(1.0, gt=0, le=10)
@@ -187,7 +187,7 @@ class DistillParams(Section):
     mca_start_step: int = Field(0, ge=0, description="the heads learn alone before this step")
     ema_decay: float = Field(0.95, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "fp32"
-    checkpoint_every: int = Field(20, ge=1, description="steps between checkpoints")
+    checkpoint_every: int = Field(16, ge=1, description="steps between checkpoints")
     max_failures: int = Field(3, ge=0, description="worker failures survived per run")
     conditioning_dropout: float = Field(0.0, ge=0, lt=1)
 
@@ -261,9 +261,9 @@ class VBenchParams(Section):
 class EvaluateParams(Section):
     """Quality and speed of teacher, pruned and recovered."""
 
-    clips: int = Field(32, ge=2, description="test clips")
+    clips: int = Field(24, ge=2, description="test clips")
     fvd: FvdParams = FvdParams()
-    latency_repeats: int = Field(5, ge=1)
+    latency_repeats: int = Field(3, ge=1)
     latency_warmup: int = Field(1, ge=0)
     latency_batch: int = Field(1, ge=1, description="clips per call when latency is measured")
     videos: int = Field(6, ge=0, description="clips written as side-by-side videos")

@@ -16,7 +16,7 @@ from tests.flows.conftest import environment, make_project, vdmini
 from vdmini_core.artifacts import read_json, tree_digests
 
 DVC = Path(sys.executable).with_name("dvc")
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.xdist_group("story")]
 
 
 def hashes(root: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from tests.flows.conftest import VDMINI, environment, make_project, vdmini
 from vdmini_core.artifacts import tree_digests
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.xdist_group("story")]
 
 
 def checkpoints(root: Path) -> list[Path]:
