@@ -199,7 +199,7 @@ def prepare_bench(job: StageJob, pipeline: Any, settings: SamplingSettings) -> t
     from vdmini_core.profiling.sensitivity import prepare_inputs
 
     params = job.params.profile
-    most = params.max_clips or params.clips
+    most = max(params.clips, params.max_clips or 0)
     clips = load_clips(job.artifact("prepare"), "validation", most)
     if len(clips) < most:
         job.monitor.note(f"profile uses the {len(clips)} validation clips there are")

@@ -114,7 +114,7 @@ class ProfileParams(Section):
     max_clips: int | None = Field(
         8,
         ge=4,
-        description="more clips, up to so many, where the order of paired errors is open",
+        description="where the order of paired errors is open, units meet up to so many clips",
     )
     granularity: Literal["pair", "block", "both"] = "both"
     variants: tuple[Literal["removed", "replaced"], ...] = Field(("removed",), min_length=1)
@@ -123,12 +123,6 @@ class ProfileParams(Section):
     shared_gib: float = Field(
         1.0, ge=0, description="memory a worker may use for what all units share; bytes do not depend on it"
     )
-
-    @model_validator(mode="after")
-    def _more_is_more(self) -> ProfileParams:
-        if self.max_clips is not None and self.max_clips < self.clips:
-            raise ValueError(f"max_clips ({self.max_clips}) is fewer than clips ({self.clips})")
-        return self
 
 
 class PlanParams(Section):

@@ -13,7 +13,6 @@ import torch
 from tasks import profile
 from tasks.stage import QuietMonitor, StageJob
 from vdmini_core.data.clips import save_clips
-from vdmini_core.errors import ParamsError
 from vdmini_core.models.registry import save_pipeline
 from vdmini_core.params import parse_params
 from vdmini_core.profiling.rounds import rounds, undecided
@@ -122,8 +121,3 @@ def test_neighbours_are_told_apart_on_their_common_clips() -> None:
     assert undecided({k: errors[k] for k in ("twice", "once", "far", "once again")}) == []
     assert "close" in undecided(errors) and "far" not in undecided(errors)
     assert undecided({"alone": [1.0, 2.0]}) == []
-
-
-def test_more_clips_cannot_be_fewer() -> None:
-    with pytest.raises(ParamsError, match="max_clips"):
-        parse_params({"profile": {"clips": 8, "max_clips": 4}})
