@@ -1,4 +1,4 @@
-"""The whole nano story by both drivers: same hashes, nothing run twice, DVC clean, MLflow complete."""
+"""The whole nano story by both drivers, killed and not: same hashes, nothing twice, all in MLflow."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tasks.stage import REPRODUCIBLE, STAGES
 from tasks.tracking import connect
-from tests.flows.conftest import environment, make_project, vdmini
+from tests.flows.conftest import VDMINI, environment, kill_tree, make_project, vdmini
 from vdmini_core.artifacts import read_json, tree_digests
 
 DVC = Path(sys.executable).with_name("dvc")
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("story")]
+pytestmark = pytest.mark.services
 
 
 def hashes(root: Path) -> dict[str, str]:
@@ -146,3 +147,27 @@ def test_a_mistake_of_the_user_has_no_traceback(finished_project: Path, tmp_path
     assert "Traceback" not in done.stderr
     assert "teacher" in done.stderr
     assert vdmini(root, "run", "--bogus", check=False).returncode == 2
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(finished_project: Path, tmp_path: Path) -> None:
+    """SIGKILL of everything during `distill`; started again it ends with the very same student."""
+    root = make_project(tmp_path / "proj")
+    run = subprocess.Popen(
+        [VDMINI, "run"], cwd=root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 800
+    while not list((root / ".vdmini" / "work" / "distill").rglob("checkpoint-*")):
+        assert run.poll() is None, "the run ended before its first checkpoint"
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.05)
+    kill_tree(run.pid)
+    run.wait(timeout=20)
+    assert not (root / "artifacts" / "distill").exists()
+    vdmini(root, "run")
+    theirs = tree_digests(finished_project / "artifacts" / "distill")
+    assert tree_digests(root / "artifacts" / "distill") == theirs
+    assert not (root / ".vdmini" / "work" / "distill").exists()
+    assert not [path for path in (root / "artifacts").iterdir() if path.name.startswith(".")]
+    assert (root / "artifacts" / "report" / "index.html").is_file()
+    left_open = connect(root).search_runs(["1"], "attributes.status = 'RUNNING'")
+    assert not left_open, "runs of the killed process are marked as killed by the next one"

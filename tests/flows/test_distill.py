@@ -32,7 +32,6 @@ from vdmini_core.pruning.recipes import make_plan
 from vdmini_core.pruning.surgery import apply_plan
 from vdmini_core.teacher.architecture import build_pipeline
 
-pytestmark = pytest.mark.xdist_group("rest")
 STEPS, EVERY = 10, 3
 PATIENCE_S = 500  # seconds suffice on an idle machine
 # Small steps: Adam moves a weight whose gradient is nothing but rounding as far as any other, so that with

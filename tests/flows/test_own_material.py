@@ -15,7 +15,7 @@ from vdmini_core.data.video import write_mp4
 from vdmini_core.models.registry import save_pipeline
 from vdmini_core.teacher.architecture import build_pipeline
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("rest")]
+pytestmark = pytest.mark.services
 GOOD = ("one.mp4", "näch ste.mp4", "sub/two.mp4", "sub/three.mp4")
 
 

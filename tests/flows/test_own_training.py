@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.flows.conftest import VDMINI, environment, make_project, vdmini
-from tests.flows.test_kill import kill_tree
+from tests.flows.conftest import VDMINI, environment, kill_tree, make_project, vdmini
 from vdmini_core.artifacts import read_json, tree_digests
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("rest")]
+pytestmark = pytest.mark.services
 SMALL = ("batch_size=1", "window_batch_size=1")
 TRAINING = ("size=nano", "vae_steps=6", "steps=40", "probe_every=20", "checkpoint_every=15", *SMALL)
 SETTINGS = tuple(f"teacher.train.{setting}" for setting in TRAINING)

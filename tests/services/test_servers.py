@@ -17,7 +17,7 @@ import pytest
 from tasks.stage import STAGES
 from tests.flows.conftest import environment, make_project, vdmini
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("rest")]
+pytestmark = pytest.mark.services
 BIN = Path(sys.executable).parent
 
 

@@ -23,7 +23,7 @@ from vdmini_core.errors import DataError
 from vdmini_core.metrics.i3d import expected_shapes
 from vdmini_core.params import parse_params
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("rest")]
+pytestmark = pytest.mark.services
 CONTENT = b"weights" * 1000
 ONES = save({name: torch.ones(shape) for name, shape in expected_shapes().items()})
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
