@@ -84,8 +84,10 @@ def test_lambda_zero_leaves_the_task_loss_alone() -> None:
 def test_an_uncut_student_is_at_no_distance_from_its_teacher() -> None:
     step = toy_step(toy_params(task_loss="teacher", lambda_mca=0), student_seed=0)
     row = step.step(toy_batches().batch(0))
-    # not exactly 0: with and without gradient torch takes other kernels
-    assert row["task"] < 1e-10 and row["icd"] < 1e-5
+    other = toy_step(toy_params(task_loss="teacher", lambda_mca=0), student_seed=1)
+    far = other.step(toy_batches().batch(0))
+    # not exactly 0: with and without gradient torch takes other kernels, on some processors more so
+    assert row["task"] < 1e-8 * far["task"] and row["icd"] < 1e-4 * far["icd"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

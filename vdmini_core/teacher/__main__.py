@@ -17,11 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder, StableVideoDiffusionPipeline
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    StableVideoDiffusionPipeline,
+    UNetSpatioTemporalConditionModel,
+)
 
 from vdmini_core.data.procedural import ProceduralSpec
+from vdmini_core.metrics.speed import device_name
+from vdmini_core.teacher import loop
 from vdmini_core.teacher.architecture import ARCHITECTURES, build_pipeline
-from vdmini_core.teacher.export import export_pipeline
+from vdmini_core.teacher.export import EARLIER_RECORD, RECORD, export_pipeline, load_exported
 from vdmini_core.teacher.measure import interleaved, write_strips
 from vdmini_core.teacher.recipe import ProceduralData, train_autoencoder, train_generator
 from vdmini_core.teacher.training import TrainConfig
@@ -40,9 +46,14 @@ def note_command(arguments: argparse.Namespace) -> None:
     told = {k: v for k, v in vars(arguments).items() if k not in ("run", "out", "to", "threads", "command")}
     if told.get("start_from"):
         told["start_from"] = "EARLIER_DIR"
-    told = {k: v for k, v in told.items() if v is not None}
-    words = [f"--{name.replace('_', '-')} {value}" for name, value in sorted(told.items())]
+    words = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, value in sorted(told.items())
+        if value is not None and value is not False
+    ]
     line = " ".join(["python -m vdmini_core.teacher", arguments.command, *words, "--out DIR"])
+    if "steps" in told:
+        line += f"  # on {device_name(getattr(arguments, 'device', 'cpu'))}, torch {torch.__version__}"
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / "commands.txt").open("a") as handle:
         handle.write(line + "\n")
@@ -81,15 +92,24 @@ def pipeline_with_vae(arguments: argparse.Namespace) -> StableVideoDiffusionPipe
 
 def command_train_unet(arguments: argparse.Namespace) -> None:
     """Train the U-Net on the autoencoder's latents and write it to OUT/unet."""
-    pipeline = pipeline_with_vae(arguments)
     earlier = arguments.start_from
-    if earlier is not None:
-        load_averaged(pipeline, earlier)
-        shutil.copy(earlier / "unet.jsonl", arguments.out / "unet-earlier.jsonl")  # for the record
+    if earlier is None:
+        pipeline = pipeline_with_vae(arguments)
+    else:
+        pipeline = load_exported(earlier)
+        shutil.copy(earlier / RECORD, arguments.out / EARLIER_RECORD)
+        if not (arguments.out / "vae").exists():
+            loop.save_whole(arguments.out / "vae", pipeline.vae.save_pretrained)
     config = TrainConfig(
         steps=arguments.steps,
         window_steps=arguments.window_steps,
         quiet_steps=arguments.quiet_steps,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        ema_decay=arguments.ema_decay,
+        bf16=arguments.bf16,
+        device=arguments.device,
+        workers=arguments.workers,
         # A run that goes on from another one must see other clips; the data set stays that of the seed.
         seed=arguments.seed + (earlier is not None),
     )
@@ -102,17 +122,11 @@ def command_train_unet(arguments: argparse.Namespace) -> None:
     pipeline.unet.save_pretrained(arguments.out / "unet")
 
 
-def load_averaged(pipeline: StableVideoDiffusionPipeline, workdir: Path) -> None:
-    """Give the U-Net the averaged weights of a run's last checkpoint."""
-    state = torch.load(workdir / "unet.pt", weights_only=True)
-    for name, parameter in pipeline.unet.named_parameters():
-        parameter.data.copy_(state["average"][name])
-
-
 def command_export(arguments: argparse.Namespace) -> None:
-    """Write the pipeline with the averaged weights of the last checkpoint."""
+    """Write the pipeline with what `train-vae` and `train-unet` left in OUT."""
     pipeline = pipeline_with_vae(arguments)
-    load_averaged(pipeline, arguments.out)
+    trained = UNetSpatioTemporalConditionModel.from_pretrained(arguments.out / "unet")
+    pipeline.register_modules(unet=trained.eval())
     show(export_pipeline(pipeline, arguments.size, arguments.out, arguments.to))
 
 
@@ -143,7 +157,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=1700,
         help="first steps, frames told apart by D.2's second pair alone",
     )
-    unet.add_argument("--start-from", type=Path, help="go on from the averaged weights of another run")
+    unet.add_argument("--start-from", type=Path, help="go on from the U-Net of this pipeline directory")
+    unet.add_argument("--batch-size", type=int, default=TrainConfig.batch_size, help="whole clips a step")
+    unet.add_argument("--learning-rate", type=float, default=TrainConfig.learning_rate, help="at its peak")
+    unet.add_argument("--ema-decay", type=float, default=TrainConfig.ema_decay, help="of averaged weights")
+    unet.add_argument("--device", default=TrainConfig.device, help="cpu or cuda")
+    unet.add_argument("--bf16", action="store_true", help="train in bfloat16, weights in float32")
+    unet.add_argument("--workers", type=int, default=TrainConfig.workers, help="processes that draw clips")
     export = commands.add_parser("export", help="write the pipeline directory")
     export.set_defaults(run=command_export)
     export.add_argument("--to", type=Path, required=True)
@@ -162,6 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.command != "pictures":
         note_command(arguments)
+    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it, as its convolutions already do
+    torch.backends.cudnn.benchmark = True  # every step has the same shapes
     arguments.run(arguments)
 
 

@@ -5,12 +5,14 @@ Legend: B clips, F frames, C latent channels, h and w latent cells, E image embe
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from diffusers import StableVideoDiffusionPipeline
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seeds
 from vdmini_core.teacher.one_step import LatentClips, image_embeddings
@@ -25,6 +27,43 @@ class Batch:
 
     latents: Tensor
     embeddings: Tensor
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A step's clips and its unit noise, shaped as their latents."""
+
+    batch: Batch
+    noise: Tensor
+
+    def to(self, device: torch.device) -> Draw:
+        """The same there."""
+        batch = Batch(self.batch.latents.to(device), self.batch.embeddings.to(device))
+        return Draw(batch, self.noise.to(device))
+
+
+def drawn_ahead(draw: Callable[[int], Draw], steps: range, workers: int) -> Iterator[Draw]:
+    """`draw` of every step in order, ahead of time in `workers` processes, or when needed with 0."""
+    if workers == 0:
+        return map(draw, steps)
+    loader = DataLoader(
+        cast("Dataset[Draw]", _Drawing(draw)),
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        prefetch_factor=4,
+        multiprocessing_context="fork",  # the scenes' and the encoder's tables are there already
+        generator=torch.Generator(),  # leaves the caller's random numbers alone
+    )
+    return iter(loader)
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    draw: Callable[[int], Draw]
+
+    def __getitem__(self, step: int) -> Draw:
+        return self.draw(step)
 
 
 class ClipSource(Protocol):

@@ -19,6 +19,7 @@ from vdmini_core.teacher.architecture import ARCHITECTURES, Size, call_arguments
 from vdmini_core.teacher.measure import measure, sample_clips
 
 RECORD = "TRAINING.json"
+EARLIER_RECORD = "earlier.json"  # of the teacher that was trained on
 SAMPLE_SEED = 7
 MEASURED_CLIPS = 32
 Split = Literal["train", "validation", "test"]
@@ -41,6 +42,17 @@ def training_record(target: Path, size: Size, workdir: Path) -> dict[str, Any]:
     """Commands, data, curve, hashes of the weights and a sample that can be made again."""
     frames = recorded_sample(target, size)
     commands = (workdir / "commands.txt").read_text().splitlines()
+    runs = {path.stem: _summary(path) for path in sorted(workdir.glob("*.jsonl"))}
+    if (workdir / EARLIER_RECORD).exists():
+        earlier = read_json(workdir / EARLIER_RECORD)
+        commands = earlier["commands"] + commands
+        runs = {
+            **earlier["runs"],
+            **{
+                f"{name}-{sum(n.startswith(name) for n in earlier['runs']) + 1}": run
+                for name, run in runs.items()
+            },
+        }
     return {
         "architecture": size,
         "commands": list(dict.fromkeys(commands)),
@@ -49,8 +61,8 @@ def training_record(target: Path, size: Size, workdir: Path) -> dict[str, Any]:
             load_exported(target), _clips(size, "test", MEASURED_CLIPS), call_arguments(size)
         ),
         "data": {"generator_version": GENERATOR_VERSION, "level": "normal", "digest": data_digest(size)},
-        "hardware": f"{device_name()}, float32",
-        "runs": {path.stem: _summary(path) for path in sorted(workdir.glob("*.jsonl"))},
+        "hardware": f"measured on {device_name()}, float32; trained where the commands say",
+        "runs": runs,
         "weights_sha256": {
             path.relative_to(target).as_posix(): sha256_file(path)
             for path in sorted(target.rglob("*.safetensors"))

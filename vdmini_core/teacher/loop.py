@@ -50,8 +50,8 @@ class AveragedWeights:
     def update(self, model: nn.Module, step: int) -> None:
         """Move the average towards the model's weights."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, parameter in model.named_parameters():
-            self.average[name].lerp_(parameter.detach(), 1 - decay)
+        own = dict(model.named_parameters())
+        torch._foreach_lerp_(list(self.average.values()), [own[name] for name in self.average], 1 - decay)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

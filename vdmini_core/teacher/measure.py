@@ -37,8 +37,10 @@ def sample_clips(
 def decoded_samples(pipeline: StableVideoDiffusionPipeline, clips: LatentClips, count: int) -> Floats:
     """One-step samples for the first `count` encoded clips, decoded: float32 (count, F, H, W, 3) in 0..1."""
     target = clips.latents[:count].float()
-    noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
-    made = one_step(pipeline, noise, first_frame(pipeline, target), clips.embeddings[:count])
+    device = pipeline.unet.device
+    noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(1)).to(device)
+    image, embedding = first_frame(pipeline, target).to(device), clips.embeddings[:count].to(device)
+    made = one_step(pipeline, noise, image, embedding).cpu()
     frames = target.shape[1]
     pixels = [
         pipeline.vae.decode(z / pipeline.vae.config.scaling_factor, num_frames=frames).sample for z in made

@@ -52,7 +52,7 @@ def image_embeddings(pipeline: StableVideoDiffusionPipeline, clips_uint8: NDArra
     """What the image encoder makes of the first frames of clips (n, F, H, W, 3): (n, 1, E)."""
     images = [Image.fromarray(clip[0]) for clip in clips_uint8]
     parts = [
-        pipeline._encode_image(images[start : start + 32], pipeline.device, 1, False)
+        pipeline._encode_image(images[start : start + 32], pipeline.image_encoder.device, 1, False)
         for start in range(0, len(images), 32)
     ]
     return torch.cat(parts).float()
@@ -93,7 +93,8 @@ def one_step(
     sigma, start = scheduler.sigmas[0], scheduler.init_noise_sigma
     sample = noise_BFChw * start
     repeated = image_latents_BChw[:, None].expand(-1, noise_BFChw.shape[1], -1, -1, -1)
-    ids = torch.tensor([[FPS - 1.0, MOTION_BUCKET, NOISE_AUGMENTATION]]).repeat(len(noise_BFChw), 1)
+    one = torch.tensor([[FPS - 1.0, MOTION_BUCKET, NOISE_AUGMENTATION]], device=noise_BFChw.device)
+    ids = one.repeat(len(noise_BFChw), 1)
     inputs = torch.cat([sample / (sigma**2 + 1).sqrt(), repeated.to(sample.dtype)], dim=2)
     output = pipeline.unet(inputs, scheduler.timesteps[0], embedding_B1E, added_time_ids=ids).sample
     return -output.float() * (sigma / (sigma**2 + 1).sqrt()) + sample / (sigma**2 + 1)
@@ -115,13 +116,15 @@ def probe(
     """
 
     root_C = clips.weights.sqrt()[:, None, None]
+    device = pipeline.unet.device
 
     def sample(part: slice) -> Tensor:
         target = clips.latents[part].float()
-        noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            made = one_step(pipeline, noise, first_frame(pipeline, target), clips.embeddings[part])
-        return made * root_C
+        noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(1)).to(device)
+        image, embedding = first_frame(pipeline, target).to(device), clips.embeddings[part].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            made = one_step(pipeline, noise, image, embedding)
+        return made.cpu() * root_C
 
     target = clips.latents.float() * root_C
     made = torch.cat([sample(slice(i, i + count)) for i in range(0, len(target), count)])

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ import numpy as np
 import torch
 from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor
 
 from vdmini_core.teacher import bypass, loop, unet_start
-from vdmini_core.teacher.clip_source import ClipSource
+from vdmini_core.teacher.clip_source import ClipSource, Draw, drawn_ahead
 from vdmini_core.teacher.one_step import LatentClips, first_frame, one_step, probe, weighted_mse
 from vdmini_core.teacher.temporal_conv import temporal_convolutions_as_2d
 
@@ -52,6 +54,8 @@ class TrainConfig:
     channel_weight_power: float = 0.5
     ema_decay: float = 0.995
     bf16: bool = False
+    device: str = "cpu"
+    workers: int = 0  # processes that draw batches ahead
     seed: int = 0
     log_every: int = 25
     probe_every: int = 300
@@ -75,7 +79,8 @@ def train_unet(
     `held_out` clips are measured every `probe_every` steps; `on_probe` is then called with the number of
     finished steps while the pipeline holds the averaged weights.
     """
-    unet = pipeline.unet
+    device = torch.device(config.device)
+    unet = pipeline.unet.to(device)  # the rest draws and shows clips, on the CPU
     processors = unet.attn_processors
     unet.set_attn_processor(AttnProcessor())  # the plain one is the faster one at this size
     if fresh and unet_start.has_room(unet):
@@ -92,12 +97,16 @@ def train_unet(
     if state := loop.load_checkpoint(path, asdict(config)):
         unet.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        average.average, done = state["average"], state["step"]
+        average.average = {name: value.to(device) for name, value in state["average"].items()}
+        done = state["step"]
     curve = loop.Curve(workdir / "unet.jsonl", config.steps, done, on_log)
     unet.train()
     losses: list[float] = []
-    for step in range(done, config.steps):
-        losses.append(_update(pipeline, source, optimizer, config, step))
+    weights = (source.weights**config.channel_weight_power).to(device)
+    steps = range(done, config.steps)
+    draws = drawn_ahead(partial(_draw, source, config), steps, config.workers)
+    for step, drawn in zip(steps, draws, strict=True):
+        losses.append(_update(pipeline, drawn, weights / weights.mean(), optimizer, config, step))
         average.update(unet, step)
         finished = step + 1
         last = finished == config.steps
@@ -120,12 +129,15 @@ def train_unet(
     unet.set_attn_processor(processors)
     unet.requires_grad_(True)
     unet.eval()
-    return {"steps": config.steps, **({} if held_out is None else probe(pipeline, held_out, config.bf16))}
+    result = {} if held_out is None else probe(pipeline, held_out, config.bf16)
+    unet.to("cpu")
+    return {"steps": config.steps, **result}
 
 
 def _update(
     pipeline: StableVideoDiffusionPipeline,
-    source: ClipSource,
+    drawn: Draw,
+    weights_C: Tensor,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
     step: int,
@@ -134,22 +146,27 @@ def _update(
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * loop.learning_rate_factor(step, config.steps, config.warmup)
     optimizer.zero_grad(set_to_none=True)
-    generator = loop.step_generator(config.seed, step)
-    if step < config.window_steps:
-        batch = source.windows(config.window_batch_size, generator)
-    else:
-        batch = source.batch(config.batch_size, generator)
-    noise = torch.randn(batch.latents.shape, generator=generator)
-    weights = source.weights**config.channel_weight_power
+    drawn = drawn.to(weights_C.device)
+    target, embeddings = drawn.batch.latents, drawn.batch.embeddings
     with _phase(pipeline.unet, config, step):
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-            made = one_step(pipeline, noise, first_frame(pipeline, batch.latents), batch.embeddings)
-        loss = weighted_mse(made, batch.latents, weights / weights.mean())
+        with torch.autocast(weights_C.device.type, torch.bfloat16, enabled=config.bf16):
+            made = one_step(pipeline, drawn.noise, first_frame(pipeline, target), embeddings)
+        loss = weighted_mse(made, target, weights_C)
         loss.backward()
     loop.check_finite(loss, step)
     torch.nn.utils.clip_grad_norm_(pipeline.unet.parameters(), 1.0, error_if_nonfinite=True)
     optimizer.step()
     return loss.item()
+
+
+def _draw(source: ClipSource, config: TrainConfig, step: int) -> Draw:
+    """The clips and the noise of a step: they depend on the seed and the step alone."""
+    generator = loop.step_generator(config.seed, step)
+    if step < config.window_steps:
+        batch = source.windows(config.window_batch_size, generator)
+    else:
+        batch = source.batch(config.batch_size, generator)
+    return Draw(batch, torch.randn(batch.latents.shape, generator=generator))
 
 
 @contextmanager
