@@ -14,6 +14,10 @@ __version__ = "0.1.0"
 # whose top level shows ModelMixin; both are resolved lazily so that a light import stays light.
 _LAZY = {
     "ModelMixin": ("diffusers", "ModelMixin"),
+    "AutoencoderKLTemporalPrunedDecoder": (
+        "vdmini_core.models.pruned_vae",
+        "AutoencoderKLTemporalPrunedDecoder",
+    ),
     "UNetSpatioTemporalPrunedModel": ("vdmini_core.models.pruned_unet", "UNetSpatioTemporalPrunedModel"),
 }
 

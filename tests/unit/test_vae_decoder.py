@@ -1,0 +1,162 @@
+"""Compression of the temporal VAE decoder: budgets at full size, predictions that come true, exact copies."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vdmini_core.errors import PlanError
+from vdmini_core.models.base import SamplingSettings
+from vdmini_core.models.flops import decoder_flops
+from vdmini_core.models.inspect import load_architecture
+from vdmini_core.models.pruned_vae import AutoencoderKLTemporalPrunedDecoder
+from vdmini_core.pruning.vae_decoder import (
+    DecoderPlan,
+    DecoderRecipe,
+    estimated_flops,
+    plan_decoder,
+    prune_decoder,
+)
+
+SMALL = SamplingSettings(
+    frames=2, height=16, width=16, fps=8, steps=1, guidance=1, motion_bucket_id=127,
+    noise_aug_strength=0, decode_chunk_size=2, latent_scale=4,
+)  # fmt: skip
+
+
+def tiny_vae(widths: tuple[int, ...] = (64, 96, 96), layers: int = 1, seed: int = 0) -> Any:
+    """A stock autoencoder, widths from full resolution inwards, with norms that are not the identity."""
+    torch.manual_seed(seed)
+    vae: Any = AutoencoderKLTemporalDecoder(
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        layers_per_block=layers,
+        latent_channels=4,
+        sample_size=16,
+        force_upcast=False,
+    ).eval()
+    for parameter in vae.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    return vae
+
+
+def decoded(vae: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        out: torch.Tensor = vae.decode(torch.randn(2, 4, 4, 4, generator=generator), num_frames=2).sample
+    return out
+
+
+def plan_of(vae: Any, channels: tuple[int, ...], layers: tuple[int, ...], mid: bool) -> DecoderPlan:
+    """A plan by hand, sizes counted on a fresh student."""
+    own = {k: v for k, v in vae.config.items() if not k.startswith("_")}
+    student: Any = AutoencoderKLTemporalPrunedDecoder.from_config(
+        {**own, "decoder_channels": channels, "decoder_layers": layers, "decoder_mid_block": mid}
+    )
+    size = sum(p.numel() for p in student.decoder.parameters())
+    widths = tuple(reversed(vae.config.block_out_channels))
+    return DecoderPlan("manual", channels, layers, mid, widths, 0, 0, size, decoder_flops(student, SMALL)[""])
+
+
+@pytest.mark.parametrize(("recipe", "fewer"), [("paper", 3.3), ("light", 5.0)])
+def test_full_size_meets_the_paper(recipe: DecoderRecipe, fewer: float) -> None:
+    _, _, vae, size = load_architecture("stable-video-diffusion")
+    plan = plan_decoder(vae, size, recipe)
+    assert plan.teacher_params == 63_579_183
+    assert plan.teacher_flops == pytest.approx(97.2e12, rel=0.01)
+    assert plan.expected_params <= 39.2e6
+    assert plan.teacher_flops / plan.expected_flops >= fewer
+    assert not plan.mid_block and plan.layers[-1] == 1
+
+
+def test_nothing_removed_is_the_teacher_bit_by_bit() -> None:
+    vae = tiny_vae()
+    student = prune_decoder(vae, plan_of(vae, (96, 96, 64), (2, 2, 2), True))
+    assert torch.equal(decoded(student), decoded(vae))
+
+
+def test_channels_that_carry_nothing_go_first() -> None:
+    vae = tiny_vae((64, 64))
+    resnet = vae.decoder.up_blocks[0].resnets[0].spatial_res_block
+    with torch.no_grad():
+        for tensor in (resnet.conv1.weight, resnet.conv1.bias, resnet.norm2.weight, resnet.norm2.bias):
+            tensor[::2] = 0  # every other inner channel is never made ...
+        resnet.conv2.weight[:, ::2] = 0  # ... and never read
+    student: Any = prune_decoder(vae, plan_of(vae, (32, 32), (2, 2), False))
+    kept = student.decoder.up_blocks[0].resnets[0].spatial_res_block
+    assert torch.equal(kept.norm2.weight, resnet.norm2.weight[1::2])
+    assert torch.equal(kept.conv1.bias, resnet.conv1.bias[1::2])
+
+
+@given(
+    widths=st.sampled_from([(64, 64), (96, 64), (64, 96, 96), (32, 64, 64)]),
+    layers=st.integers(1, 2),
+    data=st.data(),
+)
+@settings(max_examples=12, deadline=None)
+def test_any_plan_gives_the_predicted_decoder(widths: tuple[int, ...], layers: int, data: Any) -> None:
+    vae = tiny_vae(widths, layers)
+    outward = tuple(reversed(widths))
+    channels: list[int] = []
+    for level, width in enumerate(outward):
+        choices = list(range(32, width + 1, 32))
+        if level and outward[level - 1] != width:
+            choices = [c for c in choices if c != channels[-1]]
+        elif level:
+            choices = [c for c in choices if c <= channels[-1]]
+        if not choices:
+            return
+        channels.append(data.draw(st.sampled_from(choices)))
+    kept = tuple(data.draw(st.integers(1, layers + 1)) for _ in outward)
+    plan = plan_of(vae, tuple(channels), kept, False)
+    student = prune_decoder(vae, plan)
+    out = decoded(student)
+    side = 4 * 2 ** (len(widths) - 1)
+    assert out.shape == (2, 3, side, side) and bool(torch.isfinite(out).all())
+    latent = (4, *SMALL.latent_size, SMALL.frames)
+    assert estimated_flops(plan.channels, plan.layers, latent) == plan.expected_flops
+
+
+def test_saved_and_loaded_it_repeats_its_output(tmp_path: Path) -> None:
+    vae = tiny_vae()
+    student = prune_decoder(vae, plan_of(vae, (96, 64, 32), (2, 1, 1), False))
+    student.save_pretrained(tmp_path)
+    again = AutoencoderKLTemporalPrunedDecoder.from_pretrained(tmp_path).eval()
+    for parameter in again.parameters():  # out of the mapped file, into aligned memory
+        parameter.data = parameter.data.clone()
+    assert torch.equal(decoded(again), decoded(student))
+    image = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(vae.encode(image).latent_dist.mean, again.encode(image).latent_dist.mean)
+
+
+def test_a_plan_survives_its_file_and_refuses_another_decoder(tmp_path: Path) -> None:
+    vae = tiny_vae()
+    plan = plan_of(vae, (96, 64, 32), (2, 1, 1), False)
+    plan.save(tmp_path / "plan.json")
+    assert DecoderPlan.load(tmp_path / "plan.json") == plan
+    with pytest.raises(PlanError, match="another decoder"):
+        prune_decoder(tiny_vae((64, 64)), plan)
+    with pytest.raises(PlanError, match="not what the plan expects"):
+        prune_decoder(vae, dataclasses.replace(plan, expected_params=plan.expected_params + 1))
+    (tmp_path / "plan.json").write_text('{"recipe": "paper"}')
+    with pytest.raises(PlanError, match="not a plan"):
+        DecoderPlan.load(tmp_path / "plan.json")
+
+
+def test_what_cannot_be_planned_is_refused_with_the_reason() -> None:
+    vae = tiny_vae()
+    with pytest.raises(PlanError, match="unknown recipe"):
+        plan_decoder(vae, SMALL, "tiny")  # type: ignore[arg-type]
+    narrow = tiny_vae((32, 32))
+    with pytest.raises(PlanError, match="no widths"):
+        plan_decoder(narrow, dataclasses.replace(SMALL, latent_scale=2), "light")
+    student = prune_decoder(vae, plan_of(vae, (96, 64, 32), (2, 1, 1), False))
+    with pytest.raises(PlanError, match="stock temporal decoder"):
+        plan_decoder(student, SMALL, "paper")
