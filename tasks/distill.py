@@ -63,8 +63,9 @@ def run(job: StageJob) -> StageOutcome:
         raise TrainingError("the recovery ended without its last checkpoint", found=str(storage))
     seconds = time.perf_counter() - started
     rows = read_rows(found / "losses.jsonl")
-    export(job, found, rows)
-    return outcome(job, rows, timing_of(job, seconds, job.params.distill.steps - resumed))
+    decoder = export(job, found, rows)
+    timing = timing_of(job, seconds, job.params.distill.steps - resumed)
+    return outcome(job, rows, timing, decoder)
 
 
 def make_spec(job: StageJob) -> RecoverySpec:
@@ -256,8 +257,13 @@ def _ray_settings() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def export(job: StageJob, checkpoint: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the recovered student (averaged weights), its plan and the loss curve."""
+def export(job: StageJob, checkpoint: Path, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Write the recovered student (averaged weights), its plan and the loss curve.
+
+    Returns:
+        Metrics of the VAE decoder's recovery, which comes first where the decoder was cut.
+    """
+    from tasks.decoder_recovery import recover_vae_decoder
     from tasks.recovery_worker import load_state
     from vdmini_core.models.registry import family_of, load_pipeline, load_settings, save_pipeline
     from vdmini_core.report.charts import loss_chart
@@ -266,11 +272,13 @@ def export(job: StageJob, checkpoint: Path, rows: list[dict[str, Any]]) -> None:
     pipeline, state = load_pipeline(source), load_state(checkpoint)
     denoiser = getattr(pipeline, family_of(pipeline).denoiser_name)
     denoiser.load_state_dict({**state["student"], **state["ema"]["tensors"]})
+    decoder = recover_vae_decoder(job, pipeline)
     save_pipeline(pipeline, target, load_settings(source, pipeline))
     shutil.copyfile(source / "plan.json", target / "plan.json")
     shutil.copyfile(checkpoint / "losses.jsonl", job.out / "losses.jsonl")
     loss_chart(rows, job.out / "losses.svg")
     loss_chart(rows, job.out / "losses.png")
+    return decoder
 
 
 def timing_of(job: StageJob, seconds: float, steps: int) -> dict[str, Any]:
@@ -285,7 +293,9 @@ def timing_of(job: StageJob, seconds: float, steps: int) -> dict[str, Any]:
     }
 
 
-def outcome(job: StageJob, rows: list[dict[str, Any]], timing: dict[str, Any]) -> StageOutcome:
+def outcome(
+    job: StageJob, rows: list[dict[str, Any]], timing: dict[str, Any], decoder: dict[str, float]
+) -> StageOutcome:
     """Terms averaged over the end of the curve, beside the first ones."""
     tail = rows[-max(1, round(TAIL * len(rows))) :]
     names = [name for name in rows[-1] if name not in ("step", "lr")]
@@ -299,5 +309,5 @@ def outcome(job: StageJob, rows: list[dict[str, Any]], timing: dict[str, Any]) -
         }
         for name in names
     ]
-    metrics: dict[str, Any] = {"steps": len(rows), **final}
+    metrics: dict[str, Any] = {"steps": len(rows), **final, **decoder}
     return StageOutcome(metrics, ("losses.png",), timing, table, "Loss terms of the recovery")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from vdmini_core.metrics.comparison import compare_rows, repeat_first_frame, sig
 from vdmini_core.metrics.showcase import write_videos
 from vdmini_core.metrics.speed import compare_latency, device_name, parameter_bytes, peak_memory
 from vdmini_core.models.base import Family, SamplingSettings
-from vdmini_core.models.flops import total_flops
+from vdmini_core.models.flops import decoder_flops, total_flops
 from vdmini_core.models.generate import generate
 from vdmini_core.models.registry import load_pipeline
 from vdmini_core.progress import track
@@ -36,9 +37,9 @@ SEED_STRIDE = 100_003  # clips of two base seeds never share their noise
 
 @dataclass(frozen=True)
 class Bench:
-    """The teacher's pipeline, the three denoisers that take turns in it, and how they sample."""
+    """Three pipelines that share all but denoiser and VAE decoder, and how they sample."""
 
-    pipeline: Any
+    pipelines: dict[str, Any]
     family: Family
     denoisers: dict[str, nn.Module]
     settings: SamplingSettings
@@ -52,7 +53,7 @@ def run(job: StageJob) -> StageOutcome:
     protocol = fit_protocol(job, extract, len(real))
     bench = _load_bench(job)
     # First, for it refuses what it cannot use, and its videos stay where a later failure leaves them.
-    vbench = hand_over(job, bench.pipeline, bench.family, bench.denoisers, bench.settings)
+    vbench = hand_over(job, bench.pipelines, bench.family, bench.settings)
     seeds = [job.params.base.seed * SEED_STRIDE + index for index in range(len(real))]
     rows = _generate_rows(bench, real, seeds, job.params.sampling.batch_size)
     truth = _truth(job, len(real))
@@ -99,20 +100,23 @@ def _truth(job: StageJob, count: int) -> dict[str, NDArray[Any]] | None:
 def _load_bench(job: StageJob) -> Bench:
     device = device_of(job)
     pipeline, family, settings = load_teacher(job, device)
-    denoisers: dict[str, nn.Module] = {"teacher": getattr(pipeline, family.denoiser_name)}
+    pipelines = {"teacher": pipeline}
     for name, stage in (("pruned", "prune"), ("recovered", "distill")):
-        # Only the denoiser of a student differs; the rest of its pipeline is the teacher's and let go.
+        # What a student shares with its teacher is let go: one copy in memory is enough.
         student = load_pipeline(job.artifact(stage) / "student", device)
-        denoisers[name] = getattr(student, family.denoiser_name)
-    return Bench(pipeline, family, denoisers, settings, device)
+        same = {"image_encoder": pipeline.image_encoder}
+        if type(student.vae) is type(pipeline.vae):
+            same["vae"] = pipeline.vae
+        student.register_modules(**same)
+        pipelines[name] = student
+    denoisers = {name: getattr(p, family.denoiser_name) for name, p in pipelines.items()}
+    return Bench(pipelines, family, denoisers, settings, device)
 
 
 def _generate_rows(bench: Bench, real: Tensor, seeds: list[int], batch_size: int) -> dict[str, Tensor]:
     rows = {}
     for name in track(MODELS, "evaluate: sampling", unit="model"):
-        rows[name] = generate(
-            bench.pipeline, real[:, 0], seeds, bench.settings, batch_size, bench.denoisers[name]
-        )
+        rows[name] = generate(bench.pipelines[name], real[:, 0], seeds, bench.settings, batch_size)
     return rows | {"repeat_first_frame": repeat_first_frame(real), "real": real}
 
 
@@ -121,6 +125,9 @@ def _with_costs(rows: dict[str, dict[str, Any]], bench: Bench) -> dict[str, Any]
     for name, denoiser in bench.denoisers.items():
         metrics[name]["params"] = sum(p.numel() for p in denoiser.parameters())
         metrics[name]["flops"] = total_flops(denoiser, bench.settings)
+        vae = bench.pipelines[name].vae
+        metrics[name]["vae_decoder_params"] = sum(p.numel() for p in vae.decoder.parameters())
+        metrics[name]["vae_decoder_flops"] = decoder_flops(vae, bench.settings)[""]
     for cost in ("params", "flops"):
         metrics[f"{cost}_ratio"] = significant(metrics["recovered"][cost] / metrics["teacher"][cost])
     return metrics
@@ -138,7 +145,7 @@ def _timing(job: StageJob, bench: Bench, real: Tensor, seeds: list[int]) -> dict
     details, speedup = {}, {}
     evaluate = job.params.evaluate
     for part, call in track(parts.items(), "evaluate: timing", len(parts), "part"):
-        functions = {name: _bound(call, bench.denoisers[name]) for name in MODELS}
+        functions = {name: partial(call, name) for name in MODELS}
         with torch.no_grad():
             found = compare_latency(
                 functions, evaluate.latency_warmup, evaluate.latency_repeats, device=bench.device
@@ -166,24 +173,19 @@ def _timing(job: StageJob, bench: Bench, real: Tensor, seeds: list[int]) -> dict
     }
 
 
-def _timed_parts(bench: Bench, frames: Tensor, seeds: list[int]) -> dict[str, Callable[[nn.Module], Any]]:
-    family, pipeline, settings = bench.family, bench.pipeline, bench.settings
-    teacher = bench.denoisers["teacher"]
+def _timed_parts(bench: Bench, frames: Tensor, seeds: list[int]) -> dict[str, Callable[[str], Any]]:
+    """What is timed, as functions of the model's name."""
+    family, pipelines, settings = bench.family, bench.pipelines, bench.settings
+    pipeline, teacher = pipelines["teacher"], bench.denoisers["teacher"]
     conditions = family.prepare_conditions(pipeline, frames, settings, seeds[0])
     noise = family.noise(teacher, settings, seeds)
     sigma = family.training_sigmas(settings, len(seeds), torch.Generator().manual_seed(0)).to(noise.device)
     latents = family.sample(pipeline, teacher, noise, conditions, settings)
     return {
-        "unet": lambda denoiser: family.denoise(denoiser, noise, sigma, conditions),
-        "vae_decoder": lambda denoiser: family.decode_latents(pipeline, latents, settings),
-        "end_to_end": lambda denoiser: generate(
-            pipeline, frames, seeds, settings, batch_size=len(seeds), denoiser=denoiser
-        ),
+        "unet": lambda name: family.denoise(bench.denoisers[name], noise, sigma, conditions),
+        "vae_decoder": lambda name: family.decode_latents(pipelines[name], latents, settings),
+        "end_to_end": lambda name: generate(pipelines[name], frames, seeds, settings, batch_size=len(seeds)),
     }
-
-
-def _bound(call: Callable[[nn.Module], Any], denoiser: nn.Module) -> Callable[[], Any]:
-    return lambda: call(denoiser)
 
 
 def _headline(metrics: dict[str, Any]) -> dict[str, Any]:

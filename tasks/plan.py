@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.stage import StageJob, StageOutcome
 from vdmini_core.artifacts import read_json
 from vdmini_core.errors import PlanError
+from vdmini_core.pruning.plan import VAE_DECODER_PLAN
 
 if TYPE_CHECKING:
     from vdmini_core.models.base import Family, SamplingSettings
@@ -43,6 +44,7 @@ def run(job: StageJob) -> StageOutcome:
         plan_figure(plan.to_dict(), [unit.to_dict() for unit in units], job.out / chart)
     for note in plan.notes:
         job.monitor.note(f"plan: {note}")
+    decoder = plan_vae_decoder(job, pipeline.vae, settings)
     return StageOutcome(
         metrics={
             "recipe": plan.recipe,
@@ -50,6 +52,7 @@ def run(job: StageJob) -> StageOutcome:
             "removed_units": len(plan.removed),
             "params_ratio": round(plan.params_ratio, 6),
             "flops_ratio": round(plan.flops_ratio, 6),
+            **decoder,
         },
         charts=charts,
         table=[
@@ -58,6 +61,27 @@ def run(job: StageJob) -> StageOutcome:
         ],
         title=f"Plan `{plan.recipe}` removes {', '.join(plan.removed) or 'nothing'}",
     )
+
+
+def plan_vae_decoder(job: StageJob, vae: Any, settings: SamplingSettings) -> dict[str, float]:
+    """Write `vae_decoder.json` where `plan.vae_decoder` asks for it; its ratios for the manifest."""
+    from vdmini_core.pruning.vae_decoder import plan_decoder
+
+    recipe = job.params.plan.vae_decoder
+    if recipe == "none":
+        return {}
+    plan = plan_decoder(vae, settings, recipe)
+    plan.save(job.out / VAE_DECODER_PLAN)
+    ratios = {
+        "vae_decoder_params_ratio": round(plan.expected_params / plan.teacher_params, 6),
+        "vae_decoder_flops_ratio": round(plan.expected_flops / plan.teacher_flops, 6),
+    }
+    job.monitor.note(
+        f"plan: VAE decoder {', '.join(map(str, plan.teacher_channels))} channels to "
+        f"{', '.join(map(str, plan.channels))}, layers {', '.join(map(str, plan.layers))}, no mid block: "
+        f"{ratios['vae_decoder_flops_ratio']:.2f} of its FLOPs"
+    )
+    return ratios
 
 
 def read_timing(job: StageJob) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.stage import StageJob, StageOutcome
 from vdmini_core.errors import ModelError
+from vdmini_core.pruning.plan import VAE_DECODER_PLAN, Plan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +19,6 @@ def run(job: StageJob) -> StageOutcome:
     """Cut the student out of the teacher, write it, and see that it loads as it was."""
     from tasks.models import load_teacher
     from vdmini_core.models.registry import save_pipeline
-    from vdmini_core.pruning.plan import Plan
     from vdmini_core.pruning.surgery import apply_plan
 
     out = job.out / "student"
@@ -26,6 +26,7 @@ def run(job: StageJob) -> StageOutcome:
     plan = Plan.load(job.artifact("plan") / "plan.json")
     student = apply_plan(getattr(pipeline, family.denoiser_name), plan, family)
     pipeline.register_modules(**{family.denoiser_name: student})
+    cut_vae_decoder(job, pipeline)
     save_pipeline(pipeline, out, settings)
     plan.save(out / "plan.json")
     if job.params.prune.verify:
@@ -43,6 +44,15 @@ def run(job: StageJob) -> StageOutcome:
         ],
         title="Student after surgery, not yet recovered",
     )
+
+
+def cut_vae_decoder(job: StageJob, pipeline: Any) -> None:
+    """Put the decoder that the plan leaves into the pipeline, where there is a plan for it."""
+    from vdmini_core.pruning.vae_decoder import DecoderPlan, prune_decoder
+
+    path = job.artifact("plan") / VAE_DECODER_PLAN
+    if path.is_file():
+        pipeline.register_modules(vae=prune_decoder(pipeline.vae, DecoderPlan.load(path)))
 
 
 def verify_reload(student: nn.Module, directory: Path, name: str, settings: SamplingSettings) -> None:

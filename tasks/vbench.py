@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import vdmini_core
 from tasks.models import device_of
@@ -35,9 +35,8 @@ _SOURCES = ("models/*.py", "metrics/vbench*.py", "data/video.py")
 
 def hand_over(
     job: StageJob,
-    pipeline: Any,
+    pipelines: Mapping[str, Any],
     family: Family,
-    denoisers: Mapping[str, nn.Module],
     settings: SamplingSettings,
 ) -> dict[str, Any]:
     """Write `vbench/<model>/` where a suite is set; read what VBench found where it has run.
@@ -59,7 +58,7 @@ def hand_over(
                 expected="a text-to-video model for VBench-T2V",
                 fix="set evaluate.vbench.kind=i2v with VBench-I2V's suite and images",
             )
-        suite = _write(job, pipeline, denoisers, settings, scores)
+        suite = _write(job, pipelines, settings, scores)
     return {"vbench": {"kind": wanted.kind, "suite": suite, "scores": scores}} if suite or scores else {}
 
 
@@ -72,8 +71,7 @@ def _scores(job: StageJob) -> dict[str, dict[str, float]]:
 
 def _write(
     job: StageJob,
-    pipeline: Any,
-    denoisers: Mapping[str, nn.Module],
+    pipelines: Mapping[str, Any],
     settings: SamplingSettings,
     scored: Collection[str],
 ) -> dict[str, Any]:
@@ -84,10 +82,10 @@ def _write(
     for model in MODELS:
         store = _store(job, model, {**facts, "seeds": seeds})
 
-        def make(batch: Sequence[Video], denoiser: nn.Module = denoisers[model]) -> Tensor:
+        def make(batch: Sequence[Video], pipeline: Any = pipelines[model]) -> Tensor:
             frames = [read_first_frame(_image(v), settings.height, settings.width) for v in batch]
             pixels = torch.stack([torch.from_numpy(frame) for frame in frames])
-            return generate(pipeline, pixels, [v.seed for v in batch], settings, len(batch), denoiser)
+            return generate(pipeline, pixels, [v.seed for v in batch], settings, len(batch))
 
         made = write_suite(videos, make, store, fps=settings.fps, batch_size=job.params.sampling.batch_size)
         if made < len(videos):

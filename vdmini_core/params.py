@@ -137,6 +137,9 @@ class PlanParams(Section):
     metric: Literal["total", "content", "motion", "paired"] = Field(
         "paired", description="which damage of the profile the automatic recipe minimises"
     )
+    vae_decoder: Literal["none", "paper", "light"] = Field(
+        "none", description="cut the VAE decoder too: as the paper, or to less than a fifth of its FLOPs"
+    )
 
     @model_validator(mode="after")
     def _budget_fits_recipe(self) -> PlanParams:
@@ -156,6 +159,22 @@ class PruneParams(Section):
     """Surgery."""
 
     verify: bool = Field(True, description="reload the student and compare one forward pass exactly")
+
+
+class DecoderRecoveryParams(Section):
+    """Recovery of a cut VAE decoder (paper, Appendix A); counts where plan.vae_decoder is not none."""
+
+    steps: int = Field(600, ge=1)
+    batch_size: int = Field(8, ge=1, description="crops a step")
+    crop: int = Field(32, ge=16, description="pixels of a crop's sides")
+    crop_frames: int = Field(2, ge=1)
+    learning_rate: float = Field(1e-3, gt=0, lt=1)
+    warmup_steps: int = Field(10, ge=0)
+    lambda_perceptual: float = Field(0.1, ge=0, description="features of the VAE's own encoder")
+    lambda_adversarial: float = Field(0.005, ge=0)
+    adversarial_start_step: int = Field(300, ge=0, description="the discriminator learns alone before it")
+    checkpoint_every: int = Field(100, ge=1)
+    log_every: int = Field(20, ge=1)
 
 
 class DistillParams(Section):
@@ -184,6 +203,7 @@ class DistillParams(Section):
     checkpoint_every: int = Field(16, ge=1, description="steps between checkpoints")
     max_failures: int = Field(3, ge=0, description="worker failures survived per run")
     conditioning_dropout: float = Field(0.0, ge=0, lt=1)
+    decoder: DecoderRecoveryParams = DecoderRecoveryParams()
 
     @model_validator(mode="after")
     def _whole_batches(self) -> DistillParams:

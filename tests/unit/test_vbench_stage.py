@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import vbench_rules as rules
+from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
 from tasks import vbench
@@ -75,8 +76,10 @@ def hand_over(
         root / "work",
         QuietMonitor(),
     )
-    denoisers = {"teacher": models.pipeline.unet, "recovered": models.student}
-    found = vbench.hand_over(job, models.pipeline, family_of(models.pipeline), denoisers, models.settings)
+    recovered = StableVideoDiffusionPipeline(**{**models.pipeline.components, "unet": models.student})
+    recovered.set_progress_bar_config(disable=True)
+    pipelines = {"teacher": models.pipeline, "recovered": recovered}
+    found = vbench.hand_over(job, pipelines, family_of(models.pipeline), models.settings)
     return found, out / "vbench", job.monitor
 
 

@@ -12,6 +12,7 @@ from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.models.flops import decoder_flops, denoiser_flops
 from vdmini_core.models.pipeline_dir import SVD_PARTS, check_class, read_config, read_index
 from vdmini_core.models.pruned_unet import UNetSpatioTemporalPrunedModel, build_on_meta
+from vdmini_core.models.pruned_vae import AutoencoderKLTemporalPrunedDecoder
 from vdmini_core.models.registry import (
     default_settings,
     family_of,
@@ -69,7 +70,9 @@ def load_architecture(
     pruned = index["unet"][1] == UNetSpatioTemporalPrunedModel.__name__
     unet_class = UNetSpatioTemporalPrunedModel if pruned else UNetSpatioTemporalConditionModel
     unet = build_on_meta(unet_class, read_config(directory / "unet" / "config.json"))
-    vae = build_on_meta(AutoencoderKLTemporalDecoder, read_config(directory / "vae" / "config.json"))
+    cut = index["vae"][1] == AutoencoderKLTemporalPrunedDecoder.__name__
+    vae_class: Any = AutoencoderKLTemporalPrunedDecoder if cut else AutoencoderKLTemporalDecoder
+    vae = build_on_meta(vae_class, read_config(directory / "vae" / "config.json"))
     return family_of(directory), unet, vae, load_settings(directory)
 
 

@@ -25,7 +25,12 @@ SVD_PARTS: Parts = {
         ("config.json", "diffusion_pytorch_model"),
     ),
     "vae": (
-        frozenset({("diffusers", "AutoencoderKLTemporalDecoder")}),
+        frozenset(
+            {
+                ("diffusers", "AutoencoderKLTemporalDecoder"),
+                ("vdmini_core", "AutoencoderKLTemporalPrunedDecoder"),
+            }
+        ),
         ("config.json", "diffusion_pytorch_model"),
     ),
     "image_encoder": (

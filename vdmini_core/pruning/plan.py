@@ -9,6 +9,8 @@ from typing import Any
 from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.errors import PlanError, VDMiniError
 
+VAE_DECODER_PLAN = "vae_decoder.json"  # beside plan.json, where the decoder is cut too
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -1,0 +1,262 @@
+"""Recovery of a cut VAE decoder: reconstruction + perceptual + adversarial (paper, Appendix A).
+
+The decoder learns to paint the frames its latents came from. Perceptual distance is that of the teacher's
+own frozen VAE encoder, so nothing is downloaded and it fits any video; the discriminator judges patches of a
+frame beside its predecessor, so flicker is seen too. The encoder of the student is the teacher's and stays.
+
+Legend: B clips, F frames, N = B F, C channels, H and W pixels, h and w latent cells.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vdmini_core.params import DecoderRecoveryParams
+from vdmini_core.teacher import loop
+
+EMA_DECAY = 0.99
+
+
+class PatchDiscriminator(nn.Module):
+    """Scores of overlapping patches, (N, 6, H, W) -> (N, 1, H / 8, W / 8): a frame and the one before it."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        widths = (6, width, 2 * width, 4 * width)
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(widths):
+            layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, 1, 1))
+
+    def forward(self, pairs_N6HW: Tensor) -> Tensor:
+        """Higher is more like a real pair."""
+        scores: Tensor = self.layers(pairs_N6HW)
+        return scores
+
+
+def with_predecessor(frames_BFCHW: Tensor) -> Tensor:
+    """Every frame but the first beside the one before: (B (F - 1), 2 C, H, W); a lone one with itself."""
+    before, after = frames_BFCHW[:, :-1], frames_BFCHW[:, 1:]
+    if frames_BFCHW.shape[1] == 1:
+        before = after = frames_BFCHW
+    return torch.cat([before, after], dim=2).flatten(0, 1)
+
+
+def encoder_features(encoder: Any, pixels_NCHW: Tensor) -> list[Tensor]:
+    """What each down block of a VAE encoder makes of frames in -1..1."""
+    hidden = encoder.conv_in(pixels_NCHW)
+    features = []
+    for block in encoder.down_blocks:
+        hidden = block(hidden)
+        features.append(hidden)
+    return features
+
+
+def perceptual_distance(encoder: Any, made_NCHW: Tensor, real_NCHW: Tensor) -> Tensor:
+    """Mean over layers of the squared error of features, relative to the real features' own mean square."""
+    with torch.no_grad():
+        wanted = encoder_features(encoder, real_NCHW)
+    found = encoder_features(encoder, made_NCHW)
+    return torch.stack(
+        [
+            (a - b).square().mean() / b.square().mean().clamp(min=1e-8)
+            for a, b in zip(found, wanted, strict=True)
+        ]
+    ).mean()
+
+
+def decode(vae: Any, latents_BFChw: Tensor) -> Tensor:
+    """Frames (B, F, C, H, W) of unscaled latents, in about -1..1."""
+    frames = latents_BFChw.shape[1]
+    made: Tensor = vae.decode(latents_BFChw.flatten(0, 1), num_frames=frames).sample
+    return made.unflatten(0, latents_BFChw.shape[:2])
+
+
+def recover_decoder(
+    student: Any,
+    teacher: Any,
+    clips_uint8: Tensor,
+    params: DecoderRecoveryParams,
+    seed: int,
+    workdir: Path,
+    on_log: loop.LogFunction | None = None,
+) -> list[dict[str, float]]:
+    """Train the decoder of `student` in place, resuming from `workdir`; it ends with averaged weights.
+
+    Args:
+        student: VAE with a cut decoder and the teacher's encoder.
+        teacher: the VAE it was cut from; its encoder is the perceptual network. Unchanged.
+        clips_uint8: training clips (n, F, H, W, 3).
+        params: steps, rates and weights of the terms.
+        seed: clips and crops of a step depend on it and the step alone.
+        workdir: where the checkpoint and `decoder.jsonl` lie.
+
+    Returns:
+        One row a step: `step`, `loss`, `l1`, `perceptual`, `adversarial`, `discriminator`.
+
+    Raises:
+        TrainingError: when the loss is not finite, or the checkpoint is of another run.
+    """
+    device = next(student.parameters()).device
+    config = {**params.model_dump(mode="json"), "seed": seed, "clips": len(clips_uint8)}
+    teacher.requires_grad_(False)
+    student.requires_grad_(False)
+    student.decoder.requires_grad_(True)
+    discriminator = _seeded_discriminator(seed).to(device)
+    optimizer = torch.optim.AdamW(
+        student.decoder.parameters(), lr=params.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+    )
+    judge = torch.optim.AdamW(discriminator.parameters(), lr=params.learning_rate / 2, betas=(0.5, 0.99))
+    average = loop.AveragedWeights(student.decoder, EMA_DECAY)
+    path, done, rows = workdir / "decoder.pt", 0, []
+    if state := loop.load_checkpoint(path, config):
+        student.decoder.load_state_dict(state["decoder"])
+        discriminator.load_state_dict(state["discriminator"])
+        optimizer.load_state_dict(state["optimizer"])
+        judge.load_state_dict(state["judge"])
+        average.average = {name: value.to(device) for name, value in state["average"].items()}
+        done, rows = state["step"], state["rows"]
+    (workdir / "decoder.jsonl").unlink(missing_ok=True)
+    curve = loop.Curve(workdir / "decoder.jsonl", params.steps, done, on_log)
+    student.decoder.train()
+    for step in range(done, params.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = params.learning_rate * loop.learning_rate_factor(
+                step, params.steps, params.warmup_steps
+            )
+        latents, real = _draw(teacher, clips_uint8, params, loop.step_generator(seed, step), device)
+        optimizer.zero_grad(set_to_none=True)
+        made = decode(student, latents)
+        terms = _terms(made, real, teacher.encoder, discriminator, params, step)
+        terms["loss"].backward()
+        loop.check_finite(terms["loss"], step)
+        torch.nn.utils.clip_grad_norm_(student.decoder.parameters(), 1.0, error_if_nonfinite=True)
+        optimizer.step()
+        average.update(student.decoder, step)
+        if params.lambda_adversarial > 0:
+            terms["discriminator"] = _judge_step(discriminator, judge, made.detach(), real)
+        finished = step + 1
+        rows.append({"step": finished, **{name: float(f"{t.item():.7g}") for name, t in terms.items()}})
+        if finished % params.log_every == 0 or finished == params.steps:
+            curve.write(finished, **{k: v for k, v in rows[-1].items() if k != "step"})
+        if finished % params.checkpoint_every == 0 or finished == params.steps:
+            state = {
+                "decoder": student.decoder.state_dict(),
+                "discriminator": discriminator.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "judge": judge.state_dict(),
+                "average": average.average,
+                "rows": rows,
+            }
+            loop.save_checkpoint(path, {**state, "step": finished, "config": config})
+    average.copy_to(student.decoder)
+    student.eval().requires_grad_(False)
+    return rows
+
+
+def _seeded_discriminator(seed: int) -> PatchDiscriminator:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return PatchDiscriminator()
+
+
+@torch.no_grad()
+def _draw(
+    teacher: Any,
+    clips: Tensor,
+    params: DecoderRecoveryParams,
+    generator: torch.Generator,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Latents (B, F, C, h, w) and the frames in -1..1 they came from, cropped in space and time alike."""
+    count, frames, height, width = clips.shape[:4]
+    cell = 2 ** (len(teacher.config.block_out_channels) - 1)
+    length = min(params.crop_frames, frames)
+    tall, wide = (min(params.crop, n) // cell * cell for n in (height, width))
+
+    def integer(high: int) -> int:
+        return int(torch.randint(high, (), generator=generator))
+
+    parts = []
+    for _ in range(params.batch_size):
+        clip, start = clips[integer(count)], integer(frames - length + 1)
+        # crops lie on the latents' grid, so that a crop's latents are those of its place
+        top, left = cell * integer((height - tall) // cell + 1), cell * integer((width - wide) // cell + 1)
+        parts.append(clip[start : start + length, top : top + tall, left : left + wide])
+    real_BFCHW = torch.stack(parts).to(device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+    latents = teacher.encode(real_BFCHW.flatten(0, 1)).latent_dist.mode()
+    return latents.unflatten(0, real_BFCHW.shape[:2]), real_BFCHW
+
+
+def _terms(
+    made: Tensor,
+    real: Tensor,
+    encoder: Any,
+    discriminator: nn.Module,
+    params: DecoderRecoveryParams,
+    step: int,
+) -> dict[str, Tensor]:
+    """Reconstruction L1 + 10 MSE, and the weighted other terms."""
+    error = made - real
+    l1, mse = error.abs().mean(), error.square().mean()
+    terms = {"l1": l1, "mse": mse}
+    loss = l1 + 10 * mse
+    if params.lambda_perceptual > 0:
+        terms["perceptual"] = perceptual_distance(encoder, made.flatten(0, 1), real.flatten(0, 1))
+        loss = loss + params.lambda_perceptual * terms["perceptual"]
+    if params.lambda_adversarial > 0:
+        terms["adversarial"] = -discriminator(with_predecessor(made)).mean()
+        if step >= params.adversarial_start_step:  # the discriminator learns alone before
+            loss = loss + params.lambda_adversarial * terms["adversarial"]
+    return {"loss": loss, **terms}
+
+
+def _judge_step(discriminator: nn.Module, judge: torch.optim.Optimizer, made: Tensor, real: Tensor) -> Tensor:
+    """Hinge loss: real pairs above 1, painted ones below -1."""
+    judge.zero_grad(set_to_none=True)
+    loss = F.relu(1 - discriminator(with_predecessor(real))).mean()
+    loss = loss + F.relu(1 + discriminator(with_predecessor(made))).mean()
+    loss.backward()
+    judge.step()
+    return loss.detach()
+
+
+@torch.no_grad()
+def decoder_quality(vae: Any, teacher: Any, clips_uint8: Tensor, batch: int = 1) -> dict[str, float]:
+    """How well a VAE paints clips (n, F, H, W, 3) again.
+
+    Returns:
+        `psnr` against the real frames, `psnr_teacher` against the teacher's frames of the same latents (dB,
+        pixels in 0..1), and `flicker`: squared error of the changes between frames against the real ones,
+        divided by the squared error of the frames (two where errors are independent in time, less where
+        they stay).
+    """
+    device = next(vae.parameters()).device
+    sums = {"real": 0.0, "teacher": 0.0, "change": 0.0}
+    count = changes = 0
+    for start in range(0, len(clips_uint8), batch):
+        pixels = clips_uint8[start : start + batch].to(device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+        latents = teacher.encode(pixels.flatten(0, 1)).latent_dist.mode().unflatten(0, pixels.shape[:2])
+        made = decode(vae, latents).clamp(-1, 1)
+        error = (made - pixels) / 2
+        sums["real"] += error.square().sum().item()
+        sums["teacher"] += ((made - decode(teacher, latents).clamp(-1, 1)) / 2).square().sum().item()
+        sums["change"] += error.diff(dim=1).square().sum().item()
+        count += error.numel()
+        changes += error.diff(dim=1).numel()
+
+    def psnr(total: float) -> float:
+        return float(-10 * torch.log10(torch.tensor(max(total / count, 1e-12))))
+
+    flicker = (sums["change"] / max(changes, 1)) / max(sums["real"] / count, 1e-12)
+    return {
+        "psnr": round(psnr(sums["real"]), 3),
+        "psnr_teacher": round(psnr(sums["teacher"]), 3),
+        "flicker": round(flicker, 4),
+    }
