@@ -79,8 +79,11 @@ def _log_version(job: StageJob, identity: str) -> str:
         mlflow.start_run(run_id=job.monitor.run_id),
         warnings.catch_warnings(),
     ):
-        # MLflow would have `predict` annotated, and then refuse arrays and images.
-        warnings.filterwarnings("ignore", message=".*type hints.*")
+        # MLflow would have `predict` annotated, then refuse arrays and images; it sets its own filters.
+        show = warnings.showwarning
+        warnings.showwarning = lambda message, *more: (
+            None if "type hints" in str(message) else show(message, *more)
+        )
         info = mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("serving_model.py")),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import sys
@@ -29,6 +30,9 @@ from vdmini_core.artifacts import read_json, write_json
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+for _chatty in ("mlflow.store.db.utils", "alembic.runtime.migration"):  # tells of every table of a new store
+    logging.getLogger(_chatty).setLevel(logging.WARNING)
 
 PROCESS_TAG = "vdmini.process"
 CLOCK_SLACK_MS = 2000  # the start of a process is derived from the boot time, which clock updates shift
