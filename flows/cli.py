@@ -26,6 +26,7 @@ from vdmini_core.cli_plan import (
     SensitivityOption,
     TimingOption,
     UnitOption,
+    VaeDecoderOption,
     plan,
 )
 from vdmini_core.errors import VDMiniError
@@ -159,6 +160,7 @@ def _plan_command(
     sensitivity: SensitivityOption = None,
     timing: TimingOption = None,
     seed: SeedOption = None,
+    vae_decoder: VaeDecoderOption = None,
     output: OutputOption = None,
     assignments: SetOption = None,
     profile: ProfileOption = None,
@@ -184,6 +186,7 @@ def _plan_command(
             sensitivity=sensitivity,
             timing=timing,
             seed=seed,
+            vae_decoder=vae_decoder,
             output=output,
             as_json=as_json,
         )
@@ -199,6 +202,7 @@ def _plan_command(
         "max_params_ratio": max_params_ratio,
         "max_flops_ratio": max_flops_ratio,
         "max_latency_ratio": max_latency_ratio,
+        "vae_decoder": vae_decoder,
     }
     given = [f"plan.{key}={value}" for key, value in edits.items() if value is not None]
     with _pipeline_extra():

@@ -76,11 +76,7 @@ def plan_vae_decoder(job: StageJob, vae: Any, settings: SamplingSettings) -> dic
         "vae_decoder_params_ratio": round(plan.expected_params / plan.teacher_params, 6),
         "vae_decoder_flops_ratio": round(plan.expected_flops / plan.teacher_flops, 6),
     }
-    job.monitor.note(
-        f"plan: VAE decoder {', '.join(map(str, plan.teacher_channels))} channels to "
-        f"{', '.join(map(str, plan.channels))}, layers {', '.join(map(str, plan.layers))}, no mid block: "
-        f"{ratios['vae_decoder_flops_ratio']:.2f} of its FLOPs"
-    )
+    job.monitor.note(f"plan: {plan.describe()}")
     return ratios
 
 

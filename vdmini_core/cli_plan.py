@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,7 @@ TimingOption = Annotated[
 ]
 OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="write the plan here")]
 PlanArgument = Annotated[Path, typer.Argument(help="plan.json", exists=True, dir_okay=False)]
+VaeDecoderOption = Annotated[str | None, typer.Option(help="cut the VAE decoder too: paper or light")]
 SeedOption = Annotated[int | None, typer.Option(help="of --recipe random; default 0")]
 
 
@@ -40,11 +42,14 @@ def plan(
     sensitivity: SensitivityOption = None,
     timing: TimingOption = None,
     seed: SeedOption = None,
+    vae_decoder: VaeDecoderOption = None,
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print what a recipe removes from a model and what is left; without a recipe or units, the paper's."""
+    from vdmini_core.models.inspect import load_architecture
     from vdmini_core.pruning.planning import plan_model
+    from vdmini_core.pruning.vae_decoder import plan_decoder
 
     if output is not None and (output.is_dir() or not output.resolve().parent.is_dir()):
         raise DataError(
@@ -60,12 +65,19 @@ def plan(
     }
     choices = {key: value for key, value in given.items() if value is not None}
     made = plan_model(model, choices, sensitivity=sensitivity, timing=timing, seed=seed or 0)
+    decoder = None
+    if vae_decoder is not None:
+        _, _, vae, settings = load_architecture(model)
+        decoder = plan_decoder(vae, settings, vae_decoder)
     if output is not None:
         made.save(output)
     if as_json:
-        print_json(made.to_dict() | {"params_ratio": made.params_ratio, "flops_ratio": made.flops_ratio})
+        ratios = {"params_ratio": made.params_ratio, "flops_ratio": made.flops_ratio}
+        print_json(made.to_dict() | ratios | ({} if decoder is None else {"vae_decoder": asdict(decoder)}))
     else:
         typer.echo(made.describe())
+        if decoder is not None:
+            typer.echo(decoder.describe())
 
 
 def plan_diff(first: PlanArgument, second: PlanArgument, as_json: JsonOption = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 from vae_toys import SMALL, decoded, plan_of, tiny_vae
 
+from flows.cli import app
 from vdmini_core.errors import PlanError
 from vdmini_core.models.inspect import load_architecture
 from vdmini_core.models.pruned_vae import AutoencoderKLTemporalPrunedDecoder
@@ -109,10 +112,21 @@ def test_a_plan_survives_its_file_and_refuses_another_decoder(tmp_path: Path) ->
         DecoderPlan.load(tmp_path / "plan.json")
 
 
+def test_the_command_prints_both_plans() -> None:
+    arguments = ["plan", "stable-video-diffusion", "--recipe", "paper", "--vae-decoder", "light", "--json"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    assert printed["expected_params"] == 939_884_186
+    assert printed["vae_decoder"]["expected_flops"] * 5 <= printed["vae_decoder"]["teacher_flops"]
+    told = CliRunner().invoke(app, arguments[:-1]).stdout
+    assert "VAE decoder: 512, 512, 256, 128 channels to" in told
+
+
 def test_what_cannot_be_planned_is_refused_with_the_reason() -> None:
     vae = tiny_vae()
     with pytest.raises(PlanError, match="unknown recipe"):
-        plan_decoder(vae, SMALL, "tiny")  # type: ignore[arg-type]
+        plan_decoder(vae, SMALL, "tiny")
     narrow = tiny_vae((32, 32))
     with pytest.raises(PlanError, match="no widths"):
         plan_decoder(narrow, dataclasses.replace(SMALL, latent_scale=2), "light")

@@ -61,6 +61,16 @@ class DecoderPlan:
     expected_params: int
     expected_flops: int
 
+    def describe(self) -> str:
+        """One sentence for people."""
+        before, after = (", ".join(map(str, w)) for w in (self.teacher_channels, self.channels))
+        return (
+            f"VAE decoder: {before} channels to {after}, {', '.join(map(str, self.layers))} layers"
+            f"{'' if self.mid_block else ', no mid block'}: {self.expected_params / 1e6:.2f} of "
+            f"{self.teacher_params / 1e6:.2f} M parameters, {self.expected_flops / 1e12:.4g} of "
+            f"{self.teacher_flops / 1e12:.4g} TFLOP"
+        )
+
     def save(self, path: Path) -> None:
         """Write it as JSON."""
         write_json(path, asdict(self))
@@ -81,7 +91,7 @@ class DecoderPlan:
             raise PlanError(f"{path.name} is not a plan of a VAE decoder", found=str(error)) from None
 
 
-def plan_decoder(vae: Any, settings: SamplingSettings, recipe: DecoderRecipe) -> DecoderPlan:
+def plan_decoder(vae: Any, settings: SamplingSettings, recipe: str) -> DecoderPlan:
     """The widest decoder of a recipe: no mid block, one layer in the last up block, channels to the budget.
 
     Of all widths in steps of 32 that never grow outwards beyond the teacher's order, the one that takes the
