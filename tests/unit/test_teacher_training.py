@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ from PIL import Image
 from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seeds
 from vdmini_core.errors import TrainingError
 from vdmini_core.teacher import bypass, loop
+from vdmini_core.teacher.__main__ import main as teacher_main
 from vdmini_core.teacher.architecture import ARCHITECTURES, build_from, build_pipeline, call_arguments
-from vdmini_core.teacher.clip_source import StoredClips
+from vdmini_core.teacher.clip_source import StoredClips, drawn_ahead
 from vdmini_core.teacher.one_step import encode_clips, one_step
 from vdmini_core.teacher.recipe import ProceduralData
 from vdmini_core.teacher.temporal_conv import temporal_convolutions_as_2d
-from vdmini_core.teacher.training import TrainConfig, train_unet
+from vdmini_core.teacher.training import TrainConfig, _draw, train_unet
 from vdmini_core.teacher.unet_start import start_from_first_frame
 from vdmini_core.teacher.vae_start import patch_basis, patch_latents, start_from_patches
 from vdmini_core.teacher.vae_training import VaeTrainConfig, iterate_latents, reconstruction_psnr, train_vae
@@ -87,6 +90,38 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     resumed = build_from(ROOMY, 0)
     train(resumed, SHORT, tmp_path / "cut")
     assert weights(resumed.unet) == weights(whole.unet)
+
+
+def test_processes_that_draw_ahead_draw_the_same(tmp_path: Path) -> None:
+    pipeline = build_from(ROOMY, 0)
+    held_out = encode_clips(pipeline, CLIPS[:2])
+    data = ProceduralData(ProceduralSpec(4, 32, 32), 0, 8)
+    draw = partial(_draw, data.source(pipeline, held_out), SHORT)
+    before = torch.get_rng_state()
+    ahead = list(drawn_ahead(draw, range(1, 4), 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    for step, found in zip(range(1, 4), ahead, strict=True):
+        expected = draw(step)
+        assert torch.equal(found.noise, expected.noise)
+        assert torch.equal(found.batch.latents, expected.batch.latents)
+        assert torch.equal(found.batch.embeddings, expected.batch.embeddings)
+
+
+def test_a_run_goes_on_from_an_exported_teacher_and_the_record_tells_both(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    quick = ["--size", "nano", "--steps", "2", "--window-steps", "0", "--quiet-steps", "0"]
+    teacher_main(["train-vae", "--size", "nano", "--steps", "2", "--clips", "8", "--out", str(first)])
+    teacher_main(["train-unet", *quick, "--out", str(first)])
+    teacher_main(["export", "--size", "nano", "--out", str(first), "--to", str(tmp_path / "one")])
+    teacher_main(["train-unet", *quick, "--start-from", str(tmp_path / "one"), "--out", str(second)])
+    teacher_main(["export", "--size", "nano", "--out", str(second), "--to", str(tmp_path / "two")])
+    records = [json.loads((tmp_path / name / "TRAINING.json").read_text()) for name in ("one", "two")]
+    assert records[1]["commands"][: len(records[0]["commands"])] == records[0]["commands"]
+    assert any("--start-from EARLIER_DIR" in line for line in records[1]["commands"])
+    assert set(records[0]["runs"]) < set(records[1]["runs"])
+    hashes = [record["weights_sha256"] for record in records]
+    changed = [name for name in hashes[0] if hashes[0][name] != hashes[1][name]]
+    assert changed == ["unet/diffusion_pytorch_model.safetensors"]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:

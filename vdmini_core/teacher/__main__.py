@@ -182,8 +182,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.command != "pictures":
         note_command(arguments)
-    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it, as its convolutions already do
-    torch.backends.cudnn.benchmark = True  # every step has the same shapes
+    if getattr(arguments, "device", "cpu").startswith("cuda"):
+        torch.set_float32_matmul_precision("high")  # TF32, as the GPU's convolutions already do
+        torch.backends.cudnn.benchmark = True  # every step has the same shapes
     arguments.run(arguments)
 
 
