@@ -41,6 +41,7 @@ class RunConsole:
             "stages": [{"stage": r.stage, "fate": r.fate, "seconds": round(r.seconds, 1)} for r in reports],
             "results": [_result_row(name, metrics, timing) for name in _ROWS if name in metrics],
             "params_ratio": metrics.get("params_ratio"),
+            "vae_decoder_flops_ratio": decoder_share(metrics),
             "flops_ratio": metrics.get("flops_ratio"),
             "speedup": timing.get("speedup", {}),
             "notes": [note for r in reports if r.result for note in r.result.notes],
@@ -54,7 +55,12 @@ class RunConsole:
         out = Console(highlight=False)
         print_rows(summary["stages"], "Stages", out)
         print_rows(summary["results"], "Teacher, pruned, recovered", out)
-        for name, value in (("parameters", summary["params_ratio"]), ("FLOPs", summary["flops_ratio"])):
+        shares = (
+            ("U-Net parameters", summary["params_ratio"]),
+            ("U-Net FLOPs", summary["flops_ratio"]),
+            ("VAE decoder FLOPs", summary["vae_decoder_flops_ratio"]),
+        )
+        for name, value in shares:
             if value is not None:
                 out.print(f"{name}: {value:.1%} of the teacher's")
         for part, value in summary["speedup"].items():
@@ -123,3 +129,9 @@ def show_stage(result: StageResult, as_json: bool) -> None:
     for note in result.notes[:MAX_NOTES]:
         console.print(Text(f"note: {note}"))
     console.print(Text(f"{result.stage}: done in {result.seconds:.1f} s ({result.out})"))
+
+
+def decoder_share(metrics: dict[str, Any]) -> float | None:
+    """FLOPs of the student's VAE decoder over the teacher's, where it was cut."""
+    costs = [metrics.get(row, {}).get("vae_decoder_flops") for row in ("teacher", "recovered")]
+    return costs[1] / costs[0] if None not in costs and costs[0] != costs[1] else None

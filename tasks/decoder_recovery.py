@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tasks.stage import StageJob
 from vdmini_core.artifacts import sha256_file
 from vdmini_core.progress import track
+
+MEASURED_CLIPS = 16
 
 
 def recover_vae_decoder(job: StageJob, pipeline: Any) -> dict[str, float]:
@@ -42,17 +45,17 @@ def recover_vae_decoder(job: StageJob, pipeline: Any) -> dict[str, float]:
 
     def on_log(row: dict[str, Any]) -> None:
         nonlocal reached
-        job.monitor.metrics(
-            {f"vae_decoder/{k}": v for k, v in row.items() if k in SHOWN and v is not None}, row["step"]
-        )
+        job.monitor.metrics({f"vae_decoder/{k}": v for k, v in row.items() if k != "step"}, row["step"])
         for _ in range(row["step"] - reached):
             next(bar, None)
         reached = row["step"]
 
     clips = load_clips(prepared, "train")
-    recover_decoder(student, teacher, clips, params, job.params.base.seed, workdir, on_log)
+    rows = recover_decoder(student, teacher, clips, params, job.params.base.seed, workdir, on_log)
     for _ in bar:
         pass
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (job.out / "losses-vae-decoder.jsonl").write_text(lines, encoding="utf-8")
     after, whole = decoder_quality(student, teacher, held_out), decoder_quality(teacher, teacher, held_out)
     return {
         f"vae_decoder.{when}.{name}": value
@@ -60,7 +63,3 @@ def recover_vae_decoder(job: StageJob, pipeline: Any) -> dict[str, float]:
         for name, value in found.items()
         if (when, name) != ("teacher", "psnr_teacher")
     }
-
-
-MEASURED_CLIPS = 16
-SHOWN = ("loss", "l1", "mse", "perceptual", "adversarial", "discriminator")

@@ -30,7 +30,7 @@ def run(job: StageJob) -> StageOutcome:
     save_pipeline(pipeline, out, settings)
     plan.save(out / "plan.json")
     if job.params.prune.verify:
-        verify_reload(student, out, family.denoiser_name, settings)
+        verify_reload(student, pipeline.vae, out, family.denoiser_name, settings)
     return StageOutcome(
         metrics={
             "params": plan.expected_params,
@@ -55,8 +55,10 @@ def cut_vae_decoder(job: StageJob, pipeline: Any) -> None:
         pipeline.register_modules(vae=prune_decoder(pipeline.vae, DecoderPlan.load(path)))
 
 
-def verify_reload(student: nn.Module, directory: Path, name: str, settings: SamplingSettings) -> None:
-    """Load what was written and compare one forward pass bit by bit.
+def verify_reload(
+    student: nn.Module, vae: Any, directory: Path, name: str, settings: SamplingSettings
+) -> None:
+    """Load what was written; one pass of the U-Net and one small decoding must be the same bit by bit.
 
     Raises:
         ModelError: when the loaded student answers differently.
@@ -67,12 +69,18 @@ def verify_reload(student: nn.Module, directory: Path, name: str, settings: Samp
     from vdmini_core.models.registry import load_pipeline
 
     device = next(student.parameters()).device
-    loaded: Any = getattr(load_pipeline(directory, device=device), name)
+    pipeline = load_pipeline(directory, device=device)
+    loaded: Any = getattr(pipeline, name)
     generator = torch.Generator().manual_seed(0)
     shapes = unet_inputs(student, settings.frames, *settings.latent_size)
     inputs = [torch.rand(tuple(tensor.shape), generator=generator).to(device) for tensor in shapes]
     with torch.no_grad():
         before, after = (model(*inputs, return_dict=False)[0] for model in (student, loaded))
+        latents = torch.randn(2, vae.config.latent_channels, 8, 8, generator=generator).to(device)
+        painted = [model.decode(latents, num_frames=2, return_dict=False)[0] for model in (vae, pipeline.vae)]
+    before, after = (
+        torch.cat([x.flatten(), y.flatten()]) for x, y in zip((before, after), painted, strict=True)
+    )
     if not torch.equal(before, after):
         raise ModelError(
             "the student changed when it was written and read again",

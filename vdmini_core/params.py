@@ -138,7 +138,8 @@ class PlanParams(Section):
         "paired", description="which damage of the profile the automatic recipe minimises"
     )
     vae_decoder: Literal["none", "paper", "light"] = Field(
-        "none", description="cut the VAE decoder too: as the paper, or to less than a fifth of its FLOPs"
+        "none",
+        description="the VAE decoder too: as the paper, or to a fifth of its FLOPs; 32 channels a step",
     )
 
     @model_validator(mode="after")
@@ -165,14 +166,16 @@ class DecoderRecoveryParams(Section):
     """Recovery of a cut VAE decoder (paper, Appendix A); counts where plan.vae_decoder is not none."""
 
     steps: int = Field(600, ge=1)
-    batch_size: int = Field(8, ge=1, description="crops a step")
-    crop: int = Field(32, ge=16, description="pixels of a crop's sides")
-    crop_frames: int = Field(2, ge=1)
+    batch_size: int = Field(4, ge=1, description="crops a step")
+    crop_cells: int = Field(8, ge=4, description="latent cells of a crop's sides")
+    crop_frames: int = Field(4, ge=1)
     learning_rate: float = Field(1e-3, gt=0, lt=1)
     warmup_steps: int = Field(10, ge=0)
     lambda_perceptual: float = Field(0.1, ge=0, description="features of the VAE's own encoder")
     lambda_adversarial: float = Field(0.005, ge=0)
-    adversarial_start_step: int = Field(300, ge=0, description="the discriminator learns alone before it")
+    adversarial_start: float = Field(
+        0.5, ge=0, le=1, description="share of the steps in which the discriminator learns alone"
+    )
     checkpoint_every: int = Field(100, ge=1)
     log_every: int = Field(20, ge=1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from tests.flows.conftest import make_project, vdmini
 from vdmini_core.artifacts import read_json
 from vdmini_core.data.procedural import ProceduralSpec, render_clip
 from vdmini_core.data.video import write_mp4
-from vdmini_core.models.registry import save_pipeline
-from vdmini_core.teacher.architecture import build_pipeline
+from vdmini_core.models.registry import load_pipeline, save_pipeline
+from vdmini_core.teacher.architecture import ARCHITECTURES, build_from
 
 pytestmark = pytest.mark.services
 GOOD = ("one.mp4", "näch ste.mp4", "sub/two.mp4", "sub/three.mp4")
@@ -35,8 +36,13 @@ def make_videos(folder: Path) -> None:
 
 def test_own_teacher_and_own_videos_run_the_whole_story(tmp_path: Path) -> None:
     make_videos(tmp_path / "films")
-    save_pipeline(build_pipeline("nano", seed=7), tmp_path / "teacher", None)
-    root = make_project(tmp_path / "proj", "profile.granularity=block", "sampling.steps=2")
+    wide = replace(ARCHITECTURES["nano"], vae_widths=(64, 64))  # a VAE that can be cut
+    save_pipeline(build_from(wide, 7), tmp_path / "teacher", None)
+    root = make_project(
+        tmp_path / "proj",
+        *("profile.granularity=block", "sampling.steps=2"),
+        *("plan.vae_decoder=paper", "distill.decoder.steps=4"),
+    )
     done = vdmini(
         root,
         *("run", "--videos", str(tmp_path / "films"), "--json"),
@@ -46,6 +52,16 @@ def test_own_teacher_and_own_videos_run_the_whole_story(tmp_path: Path) -> None:
     unused = {item["path"]: item["reason"] for item in summary["unused_videos"]}
     assert set(unused) == {"still.mp4", "broken.mp4"}
     assert all(unused.values())
+    decoder = read_json(root / "artifacts" / "plan" / "vae_decoder.json")
+    metrics = read_json(root / "artifacts" / "evaluate" / "metrics.json")
+    assert metrics["recovered"]["vae_decoder_flops"] == decoder["expected_flops"]
+    assert metrics["teacher"]["vae_decoder_params"] == decoder["teacher_params"] > decoder["expected_params"]
+    losses = (root / "artifacts" / "distill" / "losses-vae-decoder.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in losses] == [1, 2, 3, 4]
+    students = [load_pipeline(root / "artifacts" / stage / "student").vae for stage in ("prune", "distill")]
+    assert {type(vae).__name__ for vae in students} == {"AutoencoderKLTemporalPrunedDecoder"}
+    weights = [vae.decoder.conv_in.weight for vae in students]
+    assert not weights[0].equal(weights[1])  # it learned
     sources = read_json(root / "artifacts" / "prepare" / "sources.json")
     used = {item["path"] for item in sources if item["status"] == "used"}
     assert used == set(GOOD)

@@ -95,10 +95,10 @@ def recover_decoder(
         clips_uint8: training clips (n, F, H, W, 3).
         params: steps, rates and weights of the terms.
         seed: clips and crops of a step depend on it and the step alone.
-        workdir: where the checkpoint and `decoder.jsonl` lie.
+        workdir: where the checkpoint lies.
 
     Returns:
-        One row a step: `step`, `loss`, `l1`, `perceptual`, `adversarial`, `discriminator`.
+        One row a step: `step`, `loss`, `l1`, `mse`, `perceptual`, `adversarial`, `discriminator`.
 
     Raises:
         TrainingError: when the loss is not finite, or the checkpoint is of another run.
@@ -122,8 +122,6 @@ def recover_decoder(
         judge.load_state_dict(state["judge"])
         average.average = {name: value.to(device) for name, value in state["average"].items()}
         done, rows = state["step"], state["rows"]
-    (workdir / "decoder.jsonl").unlink(missing_ok=True)
-    curve = loop.Curve(workdir / "decoder.jsonl", params.steps, done, on_log)
     student.decoder.train()
     for step in range(done, params.steps):
         for group in optimizer.param_groups:
@@ -143,8 +141,8 @@ def recover_decoder(
             terms["discriminator"] = _judge_step(discriminator, judge, made.detach(), real)
         finished = step + 1
         rows.append({"step": finished, **{name: float(f"{t.item():.7g}") for name, t in terms.items()}})
-        if finished % params.log_every == 0 or finished == params.steps:
-            curve.write(finished, **{k: v for k, v in rows[-1].items() if k != "step"})
+        if on_log and (finished % params.log_every == 0 or finished == params.steps):
+            on_log(rows[-1])
         if finished % params.checkpoint_every == 0 or finished == params.steps:
             state = {
                 "decoder": student.decoder.state_dict(),
@@ -174,24 +172,29 @@ def _draw(
     generator: torch.Generator,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Latents (B, F, C, h, w) and the frames in -1..1 they came from, cropped in space and time alike."""
+    """Latents (B, F, C, h, w) and the frames in -1..1 they came from, cropped in space and time alike.
+
+    Whole frames are encoded and then cropped: a crop encoded alone would have other latents, through
+    normalisation, padding and attention.
+    """
     count, frames, height, width = clips.shape[:4]
     cell = 2 ** (len(teacher.config.block_out_channels) - 1)
     length = min(params.crop_frames, frames)
-    tall, wide = (min(params.crop, n) // cell * cell for n in (height, width))
+    tall, wide = (min(params.crop_cells, n // cell) for n in (height, width))
 
     def integer(high: int) -> int:
         return int(torch.randint(high, (), generator=generator))
 
-    parts = []
+    latents, pixels = [], []
     for _ in range(params.batch_size):
         clip, start = clips[integer(count)], integer(frames - length + 1)
-        # crops lie on the latents' grid, so that a crop's latents are those of its place
-        top, left = cell * integer((height - tall) // cell + 1), cell * integer((width - wide) // cell + 1)
-        parts.append(clip[start : start + length, top : top + tall, left : left + wide])
-    real_BFCHW = torch.stack(parts).to(device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
-    latents = teacher.encode(real_BFCHW.flatten(0, 1)).latent_dist.mode()
-    return latents.unflatten(0, real_BFCHW.shape[:2]), real_BFCHW
+        top, left = integer(height // cell - tall + 1), integer(width // cell - wide + 1)
+        real_FCHW = clip[start : start + length].to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        whole_FChw = teacher.encode(real_FCHW).latent_dist.mode()
+        latents.append(whole_FChw[..., top : top + tall, left : left + wide])
+        rows, columns = (slice(cell * a, cell * (a + n)) for a, n in ((top, tall), (left, wide)))
+        pixels.append(real_FCHW[..., rows, columns])
+    return torch.stack(latents), torch.stack(pixels)
 
 
 def _terms(
@@ -212,7 +215,7 @@ def _terms(
         loss = loss + params.lambda_perceptual * terms["perceptual"]
     if params.lambda_adversarial > 0:
         terms["adversarial"] = -discriminator(with_predecessor(made)).mean()
-        if step >= params.adversarial_start_step:  # the discriminator learns alone before
+        if step >= params.adversarial_start * params.steps:  # the discriminator learns alone before
             loss = loss + params.lambda_adversarial * terms["adversarial"]
     return {"loss": loss, **terms}
 

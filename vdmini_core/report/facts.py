@@ -36,9 +36,12 @@ LABELS = {
     "shape_error": "Sprites: share of their pattern that is wrong",
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
-    "params": "Parameters",
-    "flops": "FLOPs of one pass",
+    "params": "U-Net, parameters",
+    "flops": "U-Net, FLOPs of one pass",
+    "vae_decoder_params": "VAE decoder, parameters",
+    "vae_decoder_flops": "VAE decoder, FLOPs of a clip",
 }
+COSTS = ("params", "flops", "vae_decoder_params", "vae_decoder_flops")
 TRUTH = ("trajectory_error", "colour_error", "shape_error")
 PARTS = {"unet": "U-Net, one pass", "vae_decoder": "VAE decoder", "end_to_end": "End to end"}
 HIGHER_IS_BETTER = ("psnr", "ssim", "cosine", "correlation", "similarity", "consistency", "smoothness")
@@ -135,12 +138,12 @@ def comparison(metrics: dict[str, Any], timing: dict[str, Any]) -> list[tuple[st
     known = [key for key in LABELS if key in keys]
     rest = sorted(key for key in keys if key not in LABELS)
     groups = {
-        "Whole clip": [k for k in known if k not in ("params", "flops", *TRUTH)]
+        "Whole clip": [k for k in known if k not in (*COSTS, *TRUTH)]
         + [k for k in rest if not k.startswith(("content", "motion"))],
         "Content, frame by frame": [k for k in rest if k.startswith("content")],
         "Motion, between frames": [k for k in rest if k.startswith("motion")],
         "Known truth of drawn clips": [k for k in TRUTH if k in keys],
-        "Cost": ["params", "flops"],
+        "Cost": [k for k in COSTS if k in ("params", "flops") or k in keys],
     }
     lines = [(title, [_line(metrics, key) for key in keys]) for title, keys in groups.items() if keys]
     groups_of_parts = [("Latency, ms", _by_part(timing.get("latency_ms"), number))]
@@ -185,10 +188,10 @@ def _label(key: str) -> str:
 def _cell(metrics: dict[str, Any], row: str, key: str) -> Cell:
     found = measured(metrics.get(row), key)
     if found is None:
-        cost_of_no_model = key in ("params", "flops") and row in ("repeat_first_frame", "real")
+        cost_of_no_model = key in COSTS and row in ("repeat_first_frame", "real")
         return Cell("–" if cost_of_no_model or row in metrics else NOT_MEASURED)
     value, low, high = found
-    if key in ("params", "flops"):
+    if key in COSTS:
         return Cell(short_count(value))
     return Cell(number(value), f"{number(low)} – {number(high)}" if high > low else "")
 

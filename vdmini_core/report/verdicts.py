@@ -26,7 +26,7 @@ def verdicts(metrics: dict[str, Any], timing: dict[str, Any]) -> list[Verdict]:
         _content_and_motion(metrics),
         _against_still(metrics),
         _told_apart(metrics),
-        _faster(timing),
+        _faster(timing, metrics),
     )
     return [verdict for verdict in found if verdict]
 
@@ -145,15 +145,15 @@ def _told_apart(metrics: dict[str, Any]) -> Verdict | None:
     )
 
 
-def _faster(timing: dict[str, Any]) -> Verdict | None:
+def _faster(timing: dict[str, Any], metrics: dict[str, Any]) -> Verdict | None:
     unet, decoder, whole = (value_of(timing, "speedup", part) for part in PARTS)
     if unet is None:
         return Verdict("open", "Speed was not measured in this run.")
     parts = [f"the U-Net runs {unet:.2f}× as fast as the teacher’s"]
     if decoder is not None:
-        parts.append(
-            f"the VAE decoder {decoder:.2f}×" + (" (it was left alone)" if abs(decoder - 1) < 0.03 else "")
-        )
+        costs = [value_of(metrics, row, "vae_decoder_flops") for row in ("teacher", "recovered")]
+        whole_decoder = costs[0] == costs[1] if None not in costs else abs(decoder - 1) < 0.03
+        parts.append("the VAE decoder was left alone" if whole_decoder else f"the VAE decoder {decoder:.2f}×")
     if whole is not None:
         parts.append(f"a whole clip {whole:.2f}×")
     where = f" Measured on {timing['device']}." if isinstance(timing.get("device"), str) else ""

@@ -22,9 +22,13 @@ from diffusers import (
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
+from transformers import CLIPVisionModelWithProjection
 
+from vdmini_core.artifacts import read_json
 from vdmini_core.data.procedural import ProceduralSpec
+from vdmini_core.errors import ModelError
 from vdmini_core.metrics.speed import device_name
+from vdmini_core.models.pipeline_dir import check_directory
 from vdmini_core.teacher import loop
 from vdmini_core.teacher.architecture import ARCHITECTURES, build_pipeline
 from vdmini_core.teacher.export import EARLIER_RECORD, RECORD, export_pipeline, load_exported
@@ -96,10 +100,7 @@ def command_train_unet(arguments: argparse.Namespace) -> None:
     if earlier is None:
         pipeline = pipeline_with_vae(arguments)
     else:
-        pipeline = load_exported(earlier)
-        shutil.copy(earlier / RECORD, arguments.out / EARLIER_RECORD)
-        if not (arguments.out / "vae").exists():
-            loop.save_whole(arguments.out / "vae", pipeline.vae.save_pretrained)
+        pipeline = go_on_from(earlier, arguments)
     config = TrainConfig(
         steps=arguments.steps,
         window_steps=arguments.window_steps,
@@ -110,8 +111,8 @@ def command_train_unet(arguments: argparse.Namespace) -> None:
         bf16=arguments.bf16,
         device=arguments.device,
         workers=arguments.workers,
-        # A run that goes on from another one must see other clips; the data set stays that of the seed.
-        seed=arguments.seed + (earlier is not None),
+        # A run that goes on from others must see other clips; the data set stays that of the seed.
+        seed=arguments.seed + earlier_runs(arguments.out),
     )
 
     def pictures(step: int, real: Any, made: Any) -> None:
@@ -122,9 +123,42 @@ def command_train_unet(arguments: argparse.Namespace) -> None:
     pipeline.unet.save_pretrained(arguments.out / "unet")
 
 
+def go_on_from(earlier: Path, arguments: argparse.Namespace) -> StableVideoDiffusionPipeline:
+    """The pipeline to train on; its record, VAE and image encoder go to OUT for `export`.
+
+    Raises:
+        ModelError: when it is none, or of another size.
+    """
+    check_directory(earlier)
+    pipeline = load_exported(earlier)
+    wanted = build_pipeline(arguments.size, arguments.seed)
+    for part in ("unet", "vae", "image_encoder"):
+        shapes = [[tuple(p.shape) for p in getattr(pipe, part).parameters()] for pipe in (wanted, pipeline)]
+        if shapes[0] != shapes[1]:
+            raise ModelError(
+                f"the {part} of {earlier} is not of size {arguments.size}", fix="give its --size"
+            )
+        shutil.rmtree(arguments.out / part, ignore_errors=True)
+        if part != "unet":
+            loop.save_whole(arguments.out / part, getattr(pipeline, part).save_pretrained)
+    if (earlier / RECORD).is_file():
+        shutil.copy(earlier / RECORD, arguments.out / EARLIER_RECORD)
+    return pipeline
+
+
+def earlier_runs(out: Path) -> int:
+    """U-Net runs that the teacher went through which this one goes on from."""
+    path = out / EARLIER_RECORD
+    return sum(name.startswith("unet") for name in read_json(path)["runs"]) if path.is_file() else 0
+
+
 def command_export(arguments: argparse.Namespace) -> None:
     """Write the pipeline with what `train-vae` and `train-unet` left in OUT."""
     pipeline = pipeline_with_vae(arguments)
+    encoder = arguments.out / "image_encoder"
+    if encoder.exists():
+        own = CLIPVisionModelWithProjection.from_pretrained(encoder)
+        pipeline.register_modules(image_encoder=own.eval())
     trained = UNetSpatioTemporalConditionModel.from_pretrained(arguments.out / "unet")
     pipeline.register_modules(unet=trained.eval())
     show(export_pipeline(pipeline, arguments.size, arguments.out, arguments.to))

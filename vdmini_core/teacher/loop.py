@@ -116,7 +116,7 @@ def check_finite(loss: Tensor, step: int) -> None:
         raise TrainingError(
             f"the loss is {loss.item()} at step {step}",
             expected="a finite number",
-            fix="resume from the last checkpoint with a lower learning rate",
+            fix="start again with a lower learning rate",
         )
 
 
