@@ -78,9 +78,8 @@ def verify_reload(
         before, after = (model(*inputs, return_dict=False)[0] for model in (student, loaded))
         latents = torch.randn(2, vae.config.latent_channels, 8, 8, generator=generator).to(device)
         painted = [model.decode(latents, num_frames=2, return_dict=False)[0] for model in (vae, pipeline.vae)]
-    before, after = (
-        torch.cat([x.flatten(), y.flatten()]) for x, y in zip((before, after), painted, strict=True)
-    )
+    outputs = zip((before, after), painted, strict=True)
+    before, after = (torch.cat([made.flatten(), frames.flatten()]) for made, frames in outputs)
     if not torch.equal(before, after):
         raise ModelError(
             "the student changed when it was written and read again",

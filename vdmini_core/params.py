@@ -166,8 +166,10 @@ class DecoderRecoveryParams(Section):
     """Recovery of a cut VAE decoder (paper, Appendix A); counts where plan.vae_decoder is not none."""
 
     steps: int = Field(600, ge=1)
-    batch_size: int = Field(4, ge=1, description="crops a step")
-    crop_cells: int = Field(8, ge=4, description="latent cells of a crop's sides")
+    batch_size: int = Field(2, ge=1, description="crops a step")
+    crop_cells: int = Field(
+        16, ge=4, description="latent cells of a crop's sides; norms see crops, so large ones are better"
+    )
     crop_frames: int = Field(4, ge=1)
     learning_rate: float = Field(1e-3, gt=0, lt=1)
     warmup_steps: int = Field(10, ge=0)

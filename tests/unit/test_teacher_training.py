@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seeds
-from vdmini_core.errors import TrainingError
+from vdmini_core.errors import ModelError, TrainingError
 from vdmini_core.teacher import bypass, loop
 from vdmini_core.teacher.__main__ import main as teacher_main
 from vdmini_core.teacher.architecture import ARCHITECTURES, build_from, build_pipeline, call_arguments
@@ -122,6 +122,12 @@ def test_a_run_goes_on_from_an_exported_teacher_and_the_record_tells_both(tmp_pa
     hashes = [record["weights_sha256"] for record in records]
     changed = [name for name in hashes[0] if hashes[0][name] != hashes[1][name]]
     assert changed == ["unet/diffusion_pytorch_model.safetensors"]
+    with pytest.raises(ModelError, match="not of size mini"):
+        teacher_main(
+            ["train-unet", "--steps", "1", "--start-from", str(tmp_path / "one"), "--out", str(second)]
+        )
+    with pytest.raises(ModelError, match="not a diffusers pipeline"):
+        teacher_main(["train-unet", *quick, "--start-from", str(tmp_path / "nowhere"), "--out", str(second)])
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:

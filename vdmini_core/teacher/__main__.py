@@ -135,12 +135,11 @@ def go_on_from(earlier: Path, arguments: argparse.Namespace) -> StableVideoDiffu
     for part in ("unet", "vae", "image_encoder"):
         shapes = [[tuple(p.shape) for p in getattr(pipe, part).parameters()] for pipe in (wanted, pipeline)]
         if shapes[0] != shapes[1]:
-            raise ModelError(
-                f"the {part} of {earlier} is not of size {arguments.size}", fix="give its --size"
-            )
+            problem = f"the {part} of {earlier} is not of size {arguments.size}"
+            raise ModelError(problem, fix="give its --size")
+    for part in ("vae", "image_encoder"):
         shutil.rmtree(arguments.out / part, ignore_errors=True)
-        if part != "unet":
-            loop.save_whole(arguments.out / part, getattr(pipeline, part).save_pretrained)
+        loop.save_whole(arguments.out / part, getattr(pipeline, part).save_pretrained)
     if (earlier / RECORD).is_file():
         shutil.copy(earlier / RECORD, arguments.out / EARLIER_RECORD)
     return pipeline
