@@ -173,6 +173,25 @@ def test_verdicts_say_when_it_got_worse() -> None:
     assert any("Repeating the first frame would do as well" in text for text in bad)
 
 
+def test_a_cut_decoder_is_judged_by_what_it_paints() -> None:
+    def told(recovered: float) -> list[tuple[str, str]]:
+        found = {"teacher": 41.3, "pruned": 7.6, "recovered": recovered}
+        recovery = {f"vae_decoder.{when}.psnr": value for when, value in found.items()}
+        return [(v.tone, v.text) for v in verdicts({}, {}, recovery) if "VAE decoder" in v.text]
+
+    assert [tone for tone, _ in told(40.5) + told(39.0) + told(31.0)] == ["good", "mixed", "bad"]
+    assert "31.0 dB (7.6 before recovery, 41.3 whole)" in told(31.0)[0][1]
+    assert not [v for v in verdicts({}, {}, {"steps": 3}) if "VAE decoder" in v.text]
+
+
+def test_recovery_that_adds_damage_is_not_told_as_undoing_it() -> None:
+    metrics = fixture.metrics()
+    metrics["recovered"] |= {"content_teacher": 2.0, "motion_teacher": 1.0}
+    metrics["pruned"] |= {"content_teacher": 1.0, "motion_teacher": 4.0}
+    text = next(text for text in _tones(metrics) if "damage to content" in text)
+    assert "added 100 % to the damage to content and undid 75 % of the damage to motion" in text
+
+
 def test_numbers_are_not_invented() -> None:
     assert {v.tone for v in verdicts({}, {})} == {"open"}
     assert all(figure.detail == NOT_MEASURED for figure in headline({}, {}, {}))

@@ -74,7 +74,9 @@ def _context(artifacts: Path, title: str, videos: int) -> dict[str, Any]:
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         "story": _story(plan, units, losses, stages),
         "figures": headline(metrics, timing, plan),
-        "verdicts": verdicts(metrics, timing),
+        "verdicts": verdicts(
+            metrics, timing, next((s.get("metrics") for s in stages if s["stage"] == "distill"), None)
+        ),
         "columns": ROWS,
         "comparison": comparison(metrics, timing),
         "vbench": vbench_table(metrics),

@@ -18,8 +18,10 @@ class Verdict:
     text: str
 
 
-def verdicts(metrics: dict[str, Any], timing: dict[str, Any]) -> list[Verdict]:
-    """What a fair reader would conclude, worst news included."""
+def verdicts(
+    metrics: dict[str, Any], timing: dict[str, Any], recovery: dict[str, Any] | None = None
+) -> list[Verdict]:
+    """What a fair reader would conclude, worst news included; `recovery`: metrics of stage `distill`."""
     found: Iterable[Verdict | None] = (
         _gap_to_real(metrics),
         _nearer_to_teacher(metrics),
@@ -27,6 +29,7 @@ def verdicts(metrics: dict[str, Any], timing: dict[str, Any]) -> list[Verdict]:
         _against_still(metrics),
         _told_apart(metrics),
         _faster(timing, metrics),
+        _decoder(recovery or {}),
     )
     return [verdict for verdict in found if verdict]
 
@@ -72,7 +75,13 @@ def _nearer_to_teacher(metrics: dict[str, Any]) -> Verdict | None:
             continue
         worse |= recovered >= pruned
         times = pruned / recovered if recovered else float("inf")
-        verb = "is no lower" if recovered >= pruned else f"falls {times:.1f}-fold"
+        verb = (
+            "is no lower"
+            if recovered >= pruned
+            else f"falls {times:.1f}-fold"
+            if times >= 1.05
+            else "hardly falls"
+        )
         parts.append(f"its {what} {verb} ({number(pruned)} → {number(recovered)})")
     if not parts:
         return Verdict("open", "Distance to the teacher was not measured.")
@@ -95,13 +104,19 @@ def _content_and_motion(metrics: dict[str, Any]) -> Verdict | None:
         if None in shares:
             continue
         content, motion = (s for s in shares if s is not None)
-        text = f"Recovery undid {content:.0f} % of the damage to content and {motion:.0f} % of that to motion"
+        text = f"Recovery {_share_undone(content, 'content')} and {_share_undone(motion, 'motion')}"
         target = "the teacher’s clips" if "teacher" in key else "real clips"
         low = min(content, motion)
         return Verdict(
             "good" if low >= 50 else "bad" if low < 0 else "mixed", f"{text} (distance to {target})."
         )
     return None
+
+
+def _share_undone(share: float, what: str) -> str:
+    if share < 0:
+        return f"added {-share:.0f} % to the damage to {what}"
+    return f"undid {share:.0f} % of the damage to {what}"
 
 
 def _undone(metrics: dict[str, Any], key: str) -> float | None:
@@ -143,6 +158,20 @@ def _told_apart(metrics: dict[str, Any]) -> Verdict | None:
     return Verdict(
         "good", "The recovered student is measurably nearer to real clips than the teacher: intervals apart."
     )
+
+
+def _decoder(recovery: dict[str, Any]) -> Verdict | None:
+    """How well a cut VAE decoder paints; 1 dB is what the paper's decoder may lose."""
+    values = [recovery.get(f"vae_decoder.{when}.psnr") for when in ("teacher", "pruned", "recovered")]
+    if not all(isinstance(value, int | float) for value in values):
+        return None
+    whole, pruned, recovered = (float(value) for value in values if value is not None)
+    text = (
+        f"The VAE decoder was cut: it paints held-out clips at {recovered:.1f} dB "
+        f"({pruned:.1f} before recovery, {whole:.1f} whole)."
+    )
+    lost = whole - recovered
+    return Verdict("good" if lost <= 1 else "bad" if lost > 3 else "mixed", text)
 
 
 def _faster(timing: dict[str, Any], metrics: dict[str, Any]) -> Verdict | None:
