@@ -24,19 +24,20 @@ CLIPS = 8
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     save_pipeline(toys.tiny_pipeline(), root / "artifacts" / "teacher" / "pipeline", toys.SETTINGS)
-    clips = torch.randint(0, 256, (CLIPS, 2, 16, 16, 3), dtype=torch.uint8)
+    drawn = torch.Generator().manual_seed(0)
+    clips = torch.randint(0, 256, (CLIPS, 2, 16, 16, 3), generator=drawn, dtype=torch.uint8)
     (root / "artifacts" / "prepare").mkdir()
     save_clips(root / "artifacts" / "prepare", "validation", clips, clips.shape)
     return root
 
 
-def run(root: Path, work: Path, **changes: object) -> tuple[bytes, QuietMonitor]:
+def run(root: Path, work: Path, batch_size: int = 3, **changes: object) -> tuple[bytes, QuietMonitor]:
     settings = {"clips": 4, "max_clips": CLIPS, "granularity": "block", "workers": 1, "timing_repeats": 1}
     params = parse_params(
         {
             "base": {"threads": 1},
             "prepare": {"frames": 2, "height": 16, "width": 16},
-            "sampling": {"steps": 1, "batch_size": 3},
+            "sampling": {"steps": 1, "batch_size": batch_size},
             "profile": settings | changes,
         }
     )
@@ -61,13 +62,18 @@ def test_only_open_units_meet_more_clips(whole: bytes) -> None:
     )
 
 
-def test_the_open_ones_have_the_figures_of_all_clips(project: Path, whole: bytes, tmp_path: Path) -> None:
-    full = json.loads(run(project, tmp_path, clips=CLIPS)[0])["units"]
-    for row, other in zip(json.loads(whole)["units"], full, strict=True):
-        if row["removed"]["paired_clips"] == CLIPS:
-            assert row["removed"]["paired_mse"] == pytest.approx(other["removed"]["paired_mse"], rel=1e-4)
-    wanted = [row["removed"]["paired_mse"] for row in full]
-    found = [row["removed"]["paired_mse"] for row in json.loads(whole)["units"]]
+def test_the_open_ones_have_the_figures_of_all_clips(project: Path, tmp_path: Path) -> None:
+    """Batches of four, so both runs make the same ones: this toy makes much of a kernel's last digits."""
+    rows, full = (
+        json.loads(run(project, tmp_path / str(clips), batch_size=4, clips=clips)[0])["units"]
+        for clips in (4, CLIPS)
+    )
+    found, wanted = ([row["removed"]["paired_mse"] for row in table] for table in (rows, full))
+    opened = [row["removed"]["paired_clips"] == CLIPS for row in rows]
+    assert any(opened)
+    for open_, value, expected in zip(opened, found, wanted, strict=True):
+        if open_:
+            assert value == expected
     assert np.argmin(found) == np.argmin(wanted) and np.argmax(found) == np.argmax(wanted)
 
 
