@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -56,9 +57,10 @@ def _project(
     from tasks.project import change_params, lay_out, workspace_folder
     from tasks.versioning import init_repository
 
-    root = root.resolve()
+    root, new = root.resolve(), False
     if workspace is not None:
         home, root = root, workspace_folder(root, workspace)
+        new = not root.exists()
         if not (root / ".dvc").is_dir():
             lay_out(root, like=home)
             init_repository(root, shared_cache=home / ".dvc" / "cache")
@@ -66,7 +68,14 @@ def _project(
     if videos is not None:
         check_hashable(videos, root)
     if profile or videos or assignments:
-        changes = change_params(root, profile=profile, videos=videos, assignments=tuple(assignments or ()))
+        try:
+            changes = change_params(
+                root, profile=profile, videos=videos, assignments=tuple(assignments or ())
+            )
+        except VDMiniError:
+            if new:  # nothing but what was just laid out
+                shutil.rmtree(root)
+            raise
         for line in changes:
             typer.echo(f"params.yaml  {line}", err=True)
     return root

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from flows.cli import _project
 from flows.execution import check_hashable, check_outside_inputs
 from tasks.project import change_params, lay_out, parse_assignment, workspace_folder
 from tasks.versioning import init_repository
@@ -58,6 +59,19 @@ def test_a_bad_change_changes_nothing(project: Path) -> None:
         with pytest.raises(ParamsError):
             change_params(project, assignments=(bad,))
     assert (project / "params.yaml").read_text() == before
+
+
+def test_a_bad_change_leaves_no_new_workspace_and_spares_an_old_one(project: Path) -> None:
+    def change(assignment: str) -> Path:
+        return _project(project, "try", None, None, [assignment])
+
+    with pytest.raises(ParamsError, match=r"plan\.vae_decoder"):
+        change("plan.vae_decoder=papr")
+    assert not (project / "workspaces" / "try").exists()
+    folder = change("plan.vae_decoder=paper")
+    with pytest.raises(ParamsError):
+        change("plan.vae_decoder=papr")
+    assert load_params(folder / "params.yaml").plan.vae_decoder == "paper"
 
 
 def test_profile_starts_from_the_defaults(project: Path) -> None:
