@@ -100,6 +100,8 @@ def decode_latents(pipeline: Any, latents_BFChw: Tensor, settings: SamplingSetti
             video = pipeline.decode_latents(latents[None], settings.frames, settings.decode_chunk_size)
         frames = (video[0].permute(1, 2, 3, 0) * 0.5 + 0.5).clamp(0, 1)
         clips.append((frames * 255).round().to(torch.uint8).cpu())
+    if not clips:
+        return torch.empty(0, settings.frames, settings.height, settings.width, 3, dtype=torch.uint8)
     return torch.stack(clips)
 
 
