@@ -128,7 +128,7 @@ class ProfileParams(Section):
 class PlanParams(Section):
     """What to remove."""
 
-    recipe: Literal["paper", "auto", "manual", "magnitude", "random"] = "auto"
+    recipe: Literal["paper", "auto", "manual", "magnitude", "random", "depgraph"] = "auto"
     units: tuple[str, ...] = Field((), description="units to remove, for recipe: manual")
     max_params_ratio: float | None = Field(None, gt=0, le=1, description="student / teacher parameters")
     max_flops_ratio: float | None = Field(None, gt=0, le=1, description="student / teacher FLOPs")
@@ -145,7 +145,9 @@ class PlanParams(Section):
     @model_validator(mode="after")
     def _budget_fits_recipe(self) -> PlanParams:
         budgets = (self.max_params_ratio, self.max_flops_ratio, self.max_latency_ratio)
-        if self.recipe in ("auto", "magnitude", "random") and not any(b is not None for b in budgets):
+        if self.recipe in ("auto", "magnitude", "random", "depgraph") and not any(
+            b is not None for b in budgets
+        ):
             raise ValueError(
                 f"recipe: {self.recipe} needs a budget: max_params_ratio, max_flops_ratio, max_latency_ratio"
             )

@@ -21,6 +21,8 @@ from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vdmini_core.models.narrow import narrow_inside
+
 DOWN_BLOCKS = (*("CrossAttnDownBlockSpatioTemporal",) * 3, "DownBlockSpatioTemporal")
 UP_BLOCKS = ("UpBlockSpatioTemporal", *("CrossAttnUpBlockSpatioTemporal",) * 3)
 
@@ -81,12 +83,14 @@ class DroppedInnerUp(nn.Module):
 
 
 class UNetSpatioTemporalPrunedModel(UNetSpatioTemporalConditionModel):
-    """SVD's U-Net without `removed_units`; all other arguments are the teacher's own config.
+    """SVD's U-Net without `removed_units`, narrower in `inner_widths`; the rest is the teacher's own config.
 
     `DiffusionPipeline.from_pretrained` loads it after `import vdmini_core`.
 
     Args:
         removed_units: canonical unit names (`vdmini_core.models.topology.canonical_units`), teacher naming.
+        inner_widths: dotted path of a resnet or feed-forward network -> its inner channels, where fewer than
+            the teacher's (`vdmini_core.models.narrow`).
     """
 
     # model_index.json names a foreign class by its module; diffusers finds it there once that is imported.
@@ -109,6 +113,7 @@ class UNetSpatioTemporalPrunedModel(UNetSpatioTemporalConditionModel):
         num_attention_heads: int | tuple[int, ...] = (5, 10, 20, 20),
         num_frames: int = 25,
         removed_units: tuple[str, ...] = (),
+        inner_widths: dict[str, int] | None = None,
     ) -> None:
         super().__init__(
             sample_size=sample_size,
@@ -128,6 +133,8 @@ class UNetSpatioTemporalPrunedModel(UNetSpatioTemporalConditionModel):
         from vdmini_core.models.topology import placeholders
 
         model = cast(Any, self)  # diffusers is untyped to the checker
+        for path, channels in (inner_widths or {}).items():
+            narrow_inside(model.get_submodule(path), channels)
         swap_modules(model, placeholders(model, removed_units))
         if self.inner_level_removed:
             model.num_upsamplers -= 1
