@@ -137,6 +137,9 @@ class PlanParams(Section):
     metric: Literal["total", "content", "motion", "paired"] = Field(
         "paired", description="which damage of the profile the automatic recipe minimises"
     )
+    frontier_points: int = Field(
+        4, ge=0, le=64, description="sizes at which the solver's best cut is tried too, for the picture"
+    )
     vae_decoder: Literal["none", "paper", "light"] = Field(
         "none",
         description="the VAE decoder too: as the paper, or to a fifth of its FLOPs; 32 channels a step",
