@@ -5,10 +5,10 @@ python benchmarks/ablation.py [--steps 150] [--seeds 3] [--clips 64] [--only ter
 terms: the shipped teacher, cut by the paper's recipe, learns by the task loss alone, with ICD, with MCA and
 with both (paper, Table 3; ICMD = both). recipes: `auto`, `paper`, `magnitude`, `random` and `depgraph` at the
 FLOPs of the paper's cut, all with ICD and MCA. lambdas: as the paper's Table 5, one seed. A seed is one of
-batches, noise and heads (of profiles and of `random` too); steps, rates and clips are the same for all. Students
-are judged as in `pruning.py`, and against real clips. Every finished run is kept in `.bench/ablation/`, and one
-that was stopped goes on from its last checkpoint. Writes `benchmarks/results/ablation-DATE.json`, a chart and
-strips of frames. No times are claimed.
+batches, noise and heads (of profiles and of `random` too); steps, rates and clips are the same for all.
+Students are judged as in `pruning.py`, and against real clips. Every finished run is kept in
+`.bench/ablation/`, and one that was stopped goes on from its last checkpoint. Writes
+`benchmarks/results/ablation-DATE.json`, a chart and strips of frames. No times are claimed.
 """
 
 from __future__ import annotations
