@@ -87,7 +87,8 @@ def channel_importance(module: nn.Module) -> Tensor:
             "recipe: depgraph needs Torch-Pruning", fix='pip install "torch-pruning>=1.6"'
         ) from None
     own = copy.deepcopy(module).float().cpu().requires_grad_(True)
-    graph = tp.DependencyGraph().build_dependency(own, example_inputs=_example(own))
+    with torch.enable_grad():  # it reads the graph of the backward pass
+        graph = tp.DependencyGraph().build_dependency(own, example_inputs=_example(own))
     if isinstance(own, FeedForward):
         # Its second half reads the channels: seen from there, value and gate of a channel are one.
         group = graph.get_pruning_group(
