@@ -170,7 +170,7 @@ class PruneParams(Section):
 class DecoderRecoveryParams(Section):
     """Recovery of a cut VAE decoder (paper, Appendix A); counts where plan.vae_decoder is not none."""
 
-    steps: int = Field(600, ge=1)
+    steps: int = Field(2000, ge=1)
     batch_size: int = Field(2, ge=1, description="crops a step")
     crop_cells: int = Field(
         16, ge=4, description="latent cells of a crop's sides; norms see crops, so large ones are better"
@@ -181,7 +181,7 @@ class DecoderRecoveryParams(Section):
     lambda_perceptual: float = Field(0.1, ge=0, description="features of the VAE's own encoder")
     lambda_adversarial: float = Field(0.005, ge=0)
     adversarial_start: float = Field(
-        0.5, ge=0, le=1, description="share of the steps in which the discriminator learns alone"
+        0.75, ge=0, le=1, description="share of the steps in which the discriminator learns alone"
     )
     checkpoint_every: int = Field(100, ge=1)
     log_every: int = Field(20, ge=1)
