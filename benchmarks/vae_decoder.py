@@ -3,8 +3,8 @@
 python benchmarks/vae_decoder.py [--recipe paper|light] [--clips 128]
 
 The shipped teacher's decoder is cut, recovered with the default parameters on training clips, and judged on
-held-out clips: PSNR against the real frames and against what the whole decoder paints from the same latents. A run
-that was stopped goes on from its checkpoint in `.bench/vae_decoder/`. Writes
+held-out clips: PSNR against the real frames and against what the whole decoder paints from the same latents.
+A run that was stopped goes on from its checkpoint in `.bench/vae_decoder/`. Writes
 `benchmarks/results/vae_decoder-RECIPE-DATE.json` and frames side by side. No times are claimed.
 """
 
