@@ -83,8 +83,8 @@ def describe_plan(
     Parameters are counted on the student's real shape (meta device); operations are the teacher's less
     those of the cuts, which add up exactly.
     """
+    outline = family.outline(denoiser, removed)  # refuses what is impossible before anything is counted
     cuts = cuts or family.cuts(denoiser, settings)
-    outline = family.outline(denoiser, removed)
     flops = total_flops(denoiser, settings)
     student, points = outline.model, family.feature_points(outline.model)
     chosen = [i for i, cut in enumerate(cuts) if set(cut.units) <= set(outline.removed)]
