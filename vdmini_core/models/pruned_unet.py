@@ -9,6 +9,8 @@ Skip connections (down level l, its up block k; `s` are the slots of the skip st
 
     D.l:  s0 = input -> pair.0 -> s1 -> pair.1 -> s2         removed pair: its slot holds its input
     U.k:  pair.0 takes s2, pair.1 takes s1, pair.2 takes s0  removed pair: pops its slot and drops it
+
+A pair or mid block that loses its temporal sub-layer alone keeps its place and its skips.
 """
 
 from __future__ import annotations
@@ -56,6 +58,27 @@ class DroppedAttention(nn.Module):
         return (hidden_states,)
 
 
+class DroppedTemporal(nn.Module):
+    """In place of a temporal resnet, a temporal transformer block or the embedding of the frame's number.
+
+    Its output reaches nothing: a `DroppedMixer` comes after it.
+    """
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Hands its input on."""
+        return hidden_states
+
+
+class DroppedMixer(nn.Module):
+    """In place of the mixer of a spatial and a temporal output: as if it gave the spatial one weight 1."""
+
+    def forward(
+        self, x_spatial: Tensor, x_temporal: Tensor, image_only_indicator: Tensor | None = None
+    ) -> Tensor:
+        """Two tensors of one shape -> the first."""
+        return x_spatial
+
+
 class DroppedBlock(nn.Module):
     """In place of the mid block."""
 
@@ -88,7 +111,7 @@ class UNetSpatioTemporalPrunedModel(UNetSpatioTemporalConditionModel):
     `DiffusionPipeline.from_pretrained` loads it after `import vdmini_core`.
 
     Args:
-        removed_units: canonical unit names (`vdmini_core.models.topology.canonical_units`), teacher naming.
+        removed_units: canonical unit names (`vdmini_core.models.removal.canonical_units`), teacher naming.
         inner_widths: dotted path of a resnet or feed-forward network -> its inner channels, where fewer than
             the teacher's (`vdmini_core.models.narrow`).
     """
@@ -130,7 +153,7 @@ class UNetSpatioTemporalPrunedModel(UNetSpatioTemporalConditionModel):
             num_attention_heads=num_attention_heads,
             num_frames=num_frames,
         )
-        from vdmini_core.models.topology import placeholders
+        from vdmini_core.models.removal import placeholders
 
         model = cast(Any, self)  # diffusers is untyped to the checker
         for path, channels in (inner_widths or {}).items():

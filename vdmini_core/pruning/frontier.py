@@ -9,7 +9,7 @@ from torch import nn
 
 from vdmini_core.models.base import Family, SamplingSettings, Unit
 from vdmini_core.models.flops import total_flops
-from vdmini_core.pruning.recipes import damage_of
+from vdmini_core.pruning.recipes import damage_of, on_offer
 from vdmini_core.pruning.solver import Budget, best_cuts
 
 
@@ -33,7 +33,8 @@ def frontier_cuts(
     Raises:
         PlanError: when the profile lacks a unit.
     """
-    cuts, total = family.cuts(denoiser, settings), total_flops(denoiser, settings)
+    asked = {row["name"] for row in sensitivity["units"]}
+    cuts, total = on_offer(family.cuts(denoiser, settings), asked), total_flops(denoiser, settings)
     damages = [damage_of(cut, sensitivity, metric, units) for cut in cuts]
     swallowed = {name for cut in cuts for name in cut.conflicts}
     most = sum(cut.flops for cut in cuts if cut.name not in swallowed)

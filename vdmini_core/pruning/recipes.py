@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ def make_plan(
     """
     if params.recipe == "depgraph":
         return _depgraph(params, family, denoiser, settings)
-    cuts = family.cuts(denoiser, settings)
+    cuts = _on_offer(family.cuts(denoiser, settings), params, sensitivity)
     budgets = _budgets(params, denoiser, settings, cuts, timing, units)
     notes: list[str] = []
     if params.recipe == "paper":
@@ -96,9 +96,10 @@ def describe_plan(
     Parameters are counted on the student's real shape (meta device); operations are the teacher's less
     those of the cuts, which add up exactly.
     """
-    cuts = cuts or family.cuts(denoiser, settings)
     narrowed = narrowed or Narrowed({}, 0)
+    # refuses what is impossible before anything is counted
     outline = family.outline(denoiser, removed, narrowed.channels)
+    cuts = cuts or family.cuts(denoiser, settings)
     flops = total_flops(denoiser, settings)
     student, points = outline.model, family.feature_points(outline.model)
     chosen = _cuts_of(outline.removed, cuts)
@@ -144,6 +145,19 @@ def damage_of(cut: Cut, sensitivity: Mapping[str, Any], metric: str, units: Sequ
             figures = rows[part].get("removed") or rows[part].get("replaced")
             total += float(figures[DAMAGE_COLUMN[metric]])
     return total
+
+
+def _on_offer(cuts: Sequence[Cut], params: PlanParams, sensitivity: Mapping[str, Any] | None) -> list[Cut]:
+    """All cuts but the optional ones that nobody asks for: a row of the profile, for `auto`, or a hand."""
+    asked: set[str] = set(params.units) if params.recipe == "manual" else set()
+    if params.recipe == "auto" and sensitivity is not None:
+        asked = {row["name"] for row in sensitivity["units"]}
+    return on_offer(cuts, asked)
+
+
+def on_offer(cuts: Sequence[Cut], asked: Collection[str]) -> list[Cut]:
+    """All cuts but the optional ones whose units are not all asked for."""
+    return [cut for cut in cuts if not cut.optional or set(cut.units) <= set(asked)]
 
 
 def _auto(
@@ -261,7 +275,11 @@ def _depgraph(params: PlanParams, family: Family, denoiser: nn.Module, settings:
 
 def _rows_of(name: str, known: Mapping[str, Any], units: Sequence[Unit]) -> list[str]:
     """The unit where it has a row, else its pairs where all have one, else nothing."""
-    parts = [name] if name in known else [u.name for u in units if u.name.startswith(name + ".pair.")]
+    parts = (
+        [name]
+        if name in known
+        else [u.name for u in units if u.kind == "pair" and u.name.startswith(name + ".pair.")]
+    )
     return parts if all(part in known for part in parts) else []
 
 
