@@ -107,6 +107,8 @@ def frontier_chart(points: Sequence[dict[str, Any]], path: Path) -> None:
         for x, (value, low, high), row in placed:
             name = next((key for key in _FRONTIER_MARKS if row.get(key)), "tried")
             marker, colour, label = _FRONTIER_MARKS.get(name, ("o", PALETTE["muted"], "tried together"))
+            if name == "chosen" and row.get("paper"):
+                label = "this plan: the paper's recipe"
             axes.plot([x, x], [low, high], color=colour, lw=1.2)
             named[label] = axes.plot([x], [value], marker, color=colour, ms=7, ls="")[0]
         axes.set_yscale("log")
@@ -116,7 +118,7 @@ def frontier_chart(points: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("operations of the teacher's denoiser per operation of the student's, ×")
         axes.set_title("Squared error to the teacher's latents, before recovery (lower is better)")
         if named:
-            axes.legend(named.values(), named.keys(), frameon=False, loc="upper left")
+            axes.legend(named.values(), named.keys(), frameon=False, loc="best")
         save(figure, Path(path))
 
 
@@ -136,9 +138,9 @@ def speedup_chart(speedup: dict[str, Any], path: Path) -> None:
         path: where to write, `.svg` or `.png`.
     """
     names = {"unet": "denoiser", "vae_decoder": "VAE decoder", "end_to_end": "end to end"}
-    found = [(names.get(k, k), float(v)) for k, v in speedup.items() if is_number(v)]
+    found = [(title, float(speedup[part])) for part, title in names.items() if is_number(speedup.get(part))]
     with house_style():
-        figure = Figure(figsize=(7.2, 0.7 + 0.45 * len(found)), layout=ConstrainedLayoutEngine())
+        figure = Figure(figsize=(11.5, 0.6 + 0.4 * len(found)), layout=ConstrainedLayoutEngine())
         axes = figure.subplots()
         places = range(len(found))
         axes.barh(places, [value for _, value in found], 0.6, color=TOTAL)
