@@ -199,7 +199,8 @@ def test_temporal_layers_have_their_own_learning_rate() -> None:
     params, unet = toy_params(temporal_learning_rate_scale=0.1), toy_unet()
     groups = student_optimizer(unet, params).param_groups
     assert [group["scale"] for group in groups] == [1.0, 0.1]
-    temporal = {id(p) for name, p in unet.named_parameters() if "temporal" in name}
+    parts = {"temporal_res_block", "temporal_transformer_blocks", "time_mixer", "time_pos_embed"}
+    temporal = {id(p) for name, p in unet.named_parameters() if parts & set(name.split("."))}
     assert {id(p) for p in groups[1]["params"]} == temporal and temporal
     assert sum(len(group["params"]) for group in groups) == len(list(unet.parameters()))
 

@@ -14,9 +14,12 @@ FINAL_RATE = 0.05  # share of the learning rate left at the last step
 HEAD_BETAS = (0.5, 0.99)  # little momentum: the heads chase a moving student
 
 
+TEMPORAL_PARTS = ("temporal", "time_mixer", "time_pos_embed")
+
+
 def is_temporal(name: str) -> bool:
-    """True for parameters of temporal layers: their module path says `temporal`."""
-    return "temporal" in name
+    """True for parameters of temporal layers, of their mixers with spatial ones and of the frame's number."""
+    return any(part in name for part in TEMPORAL_PARTS)
 
 
 def student_optimizer(student: nn.Module, params: DistillParams) -> torch.optim.AdamW:
