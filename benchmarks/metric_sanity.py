@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -202,6 +203,7 @@ def chart(result: dict[str, Any], path: Path) -> None:
             axes.axhspan(0.1, 2, color=PALETTE["grid"], alpha=0.6, lw=0)
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(plain_numbers())
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_ylim(0.1)
             axes.set_title(f"{name}: distance above the noise floor, in its standard deviations")
         labels = [
