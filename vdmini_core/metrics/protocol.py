@@ -71,7 +71,7 @@ def load_protocol_extractor(params: FvdParams, weights: Path | str | None, devic
     options: dict[str, Any] = {}
     if params.extractor == "i3d":
         _demand_weights(params, weights)
-        options = {"convention": params.convention, "layer": params.layer, "sha256": params.sha256}
+        options = params.model_dump(include={"sha256", "convention", "layer", "bn_eps"})
     if weights is not None:
         options["weights"] = str(weights)
     return load_extractor(params.extractor, device=device, **options)
