@@ -16,7 +16,7 @@ from vdmini_core.params import PromoteParams, is_number
 EVALUATE_AGAIN = "to do: `vdmini evaluate --force`, then `vdmini run`"
 WAY_OUT = (
     "to do: set the parameters that differ back, so that the candidate is measured as the champion was; "
-    "or measure the champion's parameters as the candidate's, in a workspace with `--set promote.alias=NAME`, "
+    "or measure the champion's parameters as these, in a workspace with `--set promote.alias=NAME`, "
     "and then `vdmini promote --set promote.alias=NAME` here (docs/metrics.md, Passport)"
 )
 
