@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import safetensors.torch
@@ -176,6 +177,18 @@ def spoilt(folders: Path, tmp_path: Path) -> Path:
     return tmp_path / "spoilt"
 
 
+def encode_floats(path: Path, bad: int | None = None) -> None:
+    """A video of floating-point numbers (OpenEXR) of which one frame may hold a NaN."""
+    with av.open(str(path), "w", format="mov") as container:
+        stream: Any = container.add_stream("exr", rate=8)
+        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "gbrpf32le"
+        for index, image in enumerate(numbered(2 * FRAMES, SIDE) / np.float32(255)):
+            if index == bad:
+                image[3, 5, 1] = np.nan
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="gbrpf32le")))
+        container.mux(stream.encode())
+
+
 def break_file(path: Path, how: str) -> str:
     """Break one file of a folder; the reason that is to be given."""
     if how == "no video":
@@ -187,6 +200,9 @@ def break_file(path: Path, how: str) -> str:
     if how == "empty":
         path.write_bytes(b"")
         return "empty"
+    if how == "NaN frame":
+        encode_floats(path, bad=4)
+        return "frame 4 holds NaN or infinite values"
     frames = numbered(2 * FRAMES, SIDE)
     if how == "too short":
         encode(path, frames[: FRAMES - 1], fps=8)
@@ -198,7 +214,9 @@ def break_file(path: Path, how: str) -> str:
     return "12 frames per second, others 8: give --fps or --stride"
 
 
-@pytest.mark.parametrize("how", ["no video", "cut off", "empty", "too short", "another size", "another rate"])
+@pytest.mark.parametrize(
+    "how", ["no video", "cut off", "empty", "too short", "another size", "another rate", "NaN frame"]
+)
 def test_a_file_that_cannot_be_used_is_named(how: str, folders: Path, spoilt: Path) -> None:
     bad = spoilt / "clip-03.mp4"
     reason = break_file(bad, how)
@@ -214,6 +232,7 @@ def test_a_file_that_cannot_be_used_is_named(how: str, folders: Path, spoilt: Pa
 
 
 def test_other_sizes_and_rates_are_fine_when_asked_for(folders: Path, spoilt: Path) -> None:
+    encode_floats(spoilt / "clip-02.mp4")
     break_file(spoilt / "clip-03.mp4", "another size")
     break_file(spoilt / "clip-04.mp4", "another rate")
     found = run_json("fvd", folders / "real", spoilt, "--frames", 4, "--size", "40x24", "--fps", 6)
@@ -295,7 +314,7 @@ def test_one_clip_and_no_clips(folders: Path, tmp_path: Path) -> None:
     shutil.copy(folders / "generated" / "clip-00.mp4", one)
     message = refusal("fvd", one, folders / "generated", *OPTIONS)
     assert f"{one} gives too few clips" in message
-    assert "found: 1" in message
+    assert f"found: 1 of 6 frames ({one / 'clip-00.mp4'})" in message
     (one / "junk.mp4").write_text("junk")
     assert f"{one / 'junk.mp4'}: " in refusal("fvd", one, folders / "generated", *OPTIONS, "--skip-bad")
     (one / "junk.mp4").unlink()

@@ -194,10 +194,12 @@ class FolderSide:
     def _demand(self, found: int) -> None:
         n, bad = self._settings.n, self._source.complaint()
         if found < (n or 2):
+            names = ", ".join(str(self._root / name) for name in self._source.good)
             raise DataError(
                 f"{self.name} gives too few clips",
                 expected=f"{n} (--n)" if n else "at least 2, for a covariance",
-                found=f"{found} of {self._settings.frames} frames{'; not used:' if bad else ''}{bad}",
+                found=f"{found} of {self._settings.frames} frames{f' ({names})' if 0 < found <= 3 else ''}"
+                f"{'; not used:' if bad else ''}{bad}",
                 fix="add videos, or raise --clips-per-video"
                 + (", or lower --n on both sides (no clip counts twice)" if n else ""),
             )
