@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vdmini_core.data.clip_source import (
@@ -19,7 +20,7 @@ from vdmini_core.data.clip_source import (
     parts,
     stored_clips,
 )
-from vdmini_core.data.clips import save_clips
+from vdmini_core.data.clips import clips_path, save_clips
 from vdmini_core.errors import DataError
 from vdmini_core.metrics import frechet_distance, load_extractor
 from vdmini_core.metrics.comparison import compare_rows, repeat_first_frame, significant
@@ -57,6 +58,9 @@ def test_sets_on_disk_are_read_joined_and_derived(tmp_path: Path) -> None:
     assert torch.equal(both.derived(repeat_first_frame)[1:6], repeat_first_frame(whole[1:6]))
     assert len(both[7:]) == len(stored_clips(tmp_path, "test", 3)[3:]) == 0
     with pytest.raises(DataError, match="no validation clips"):
+        stored_clips(tmp_path, "validation")
+    save_file({"clips": first.float() * float("nan")}, clips_path(tmp_path, "validation"))
+    with pytest.raises(DataError, match=r"clips-validation\.safetensors holds no clips\n.*\n  found: F32"):
         stored_clips(tmp_path, "validation")
 
 
