@@ -6,7 +6,7 @@ told in `vdmini_core.metrics.comparison`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from tasks.protocol import fit_protocol, passports, protocol_extractor
 from tasks.stage import StageJob, StageOutcome
 from tasks.vbench import hand_over
 from vdmini_core.artifacts import write_json
-from vdmini_core.data.clips import load_clips
+from vdmini_core.data.clip_source import ClipSource, joined, kept_clips, stored_clips
 from vdmini_core.metrics.comparison import compare_rows, repeat_first_frame, significant
 from vdmini_core.metrics.showcase import write_videos
 from vdmini_core.metrics.speed import compare_latency, device_name, parameter_bytes, peak_memory
@@ -55,7 +55,7 @@ def run(job: StageJob) -> StageOutcome:
     # First, for it refuses what it cannot use, and its videos stay where a later failure leaves them.
     vbench = hand_over(job, bench.pipelines, bench.family, bench.settings)
     seeds = [job.params.base.seed * SEED_STRIDE + index for index in range(len(real))]
-    rows = _generate_rows(bench, real, seeds, job.params.sampling.batch_size)
+    rows = _generate_rows(job, bench, real, seeds)
     truth = _truth(job, len(real))
     seed = job.params.base.seed
     compared = compare_rows(rows, other, seed, bench.device, truth, protocol=protocol)
@@ -63,27 +63,28 @@ def run(job: StageJob) -> StageOutcome:
     metrics |= {
         "clips": len(real),
         "noise_floor": compared["noise_floor"],
-        "passport": passports(job, real, bench.settings, compared["passport"], protocol),
+        "passport": passports(job, real.shape, bench.settings, compared["passport"], protocol),
         **vbench,
     }
     write_json(job.out / "metrics.json", metrics)
-    shown = {name: rows[name] for name in ("real", *MODELS)}
-    write_videos(shown, job.out / "videos", job.params.evaluate.videos, job.params.prepare.fps)
+    videos = job.params.evaluate.videos
+    shown = {name: rows[name][:videos] for name in ("real", *MODELS)}
+    write_videos(shown, job.out / "videos", videos, job.params.prepare.fps)
     timing = _timing(job, bench, real, seeds)
     table = _table(metrics, extract.name if extract else None)
     return StageOutcome(_headline(metrics), timing=timing, table=table, title="Quality")
 
 
-def _real_clips(job: StageJob) -> tuple[Tensor, Tensor]:
+def _real_clips(job: StageJob) -> tuple[ClipSource, ClipSource]:
     """Test clips, and as many other real clips: validation first, training clips where those are too few."""
     prepared = job.artifact("prepare")
     wanted = job.params.evaluate.clips
-    real = load_clips(prepared, "test", wanted)
+    real = stored_clips(prepared, "test", wanted)
     if len(real) < wanted:
         job.monitor.note(f"evaluated on {len(real)} test clips: there are no more")
-    other = load_clips(prepared, "validation", len(real))
+    other = stored_clips(prepared, "validation", len(real))
     if len(other) < len(real):
-        other = torch.cat([other, load_clips(prepared, "train", len(real) - len(other))])
+        other = joined(other, stored_clips(prepared, "train", len(real) - len(other)))
     if len(other) < len(real):
         job.monitor.note(f"the row `real` compares {len(other)} clips only, so its bias is larger")
     return real, other
@@ -113,11 +114,24 @@ def _load_bench(job: StageJob) -> Bench:
     return Bench(pipelines, family, denoisers, settings, device)
 
 
-def _generate_rows(bench: Bench, real: Tensor, seeds: list[int], batch_size: int) -> dict[str, Tensor]:
-    rows = {}
-    for name in track(MODELS, "evaluate: sampling", unit="model"):
-        rows[name] = generate(bench.pipelines[name], real[:, 0], seeds, bench.settings, batch_size)
-    return rows | {"repeat_first_frame": repeat_first_frame(real), "real": real}
+def _generate_rows(
+    job: StageJob, bench: Bench, real: ClipSource, seeds: Sequence[int]
+) -> dict[str, ClipSource]:
+    """Every row of the table; what is sampled lies in the scratch folder, and a killed run goes on there."""
+    batch = job.params.sampling.batch_size
+    rows = {
+        name: kept_clips(job.work / "rows", name, _sample(bench, name, real, seeds, batch), len(real))
+        for name in MODELS
+    }
+    return rows | {"repeat_first_frame": real.derived(repeat_first_frame), "real": real}
+
+
+def _sample(bench: Bench, name: str, real: ClipSource, seeds: Sequence[int], batch: int) -> Iterator[Tensor]:
+    """Clips of one model from the first frames of the real ones, batch by batch."""
+    starts = range(0, len(seeds), batch)
+    for start in track(starts, f"evaluate: sampling {name}", len(starts), "batch"):
+        part = slice(start, start + batch)
+        yield generate(bench.pipelines[name], real[part][:, 0], seeds[part], bench.settings, batch)
 
 
 def _with_costs(rows: dict[str, dict[str, Any]], bench: Bench) -> dict[str, Any]:
@@ -133,13 +147,13 @@ def _with_costs(rows: dict[str, dict[str, Any]], bench: Bench) -> dict[str, Any]
     return metrics
 
 
-def _timing(job: StageJob, bench: Bench, real: Tensor, seeds: list[int]) -> dict[str, Any]:
+def _timing(job: StageJob, bench: Bench, real: ClipSource, seeds: list[int]) -> dict[str, Any]:
     """Latency of each part, the three models in turn within every round so that drift cancels.
 
     `peak_memory_bytes` is what one call needs beyond everything that is loaded, weights included.
     """
     batch = min(job.params.evaluate.latency_batch, len(real))
-    parts = _timed_parts(bench, real[:batch, 0], seeds[:batch])
+    parts = _timed_parts(bench, real[:batch][:, 0], seeds[:batch])
     latency: dict[str, dict[str, float]] = {name: {} for name in MODELS}
     memory: dict[str, dict[str, int]] = {name: {} for name in MODELS}
     details, speedup = {}, {}

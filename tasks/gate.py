@@ -13,6 +13,13 @@ from vdmini_core.errors import DataError
 from vdmini_core.metrics.passport import Passport, require_comparable
 from vdmini_core.params import PromoteParams, is_number
 
+EVALUATE_AGAIN = "to do: `vdmini evaluate --force`, then `vdmini run`"
+WAY_OUT = (
+    "to do: set the parameters that differ back, so that the candidate is measured as the champion was; "
+    "or measure the champion's parameters as these, in a workspace with `--set promote.alias=NAME`, "
+    "and then `vdmini promote --set promote.alias=NAME` here (docs/metrics.md, Passport)"
+)
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -93,14 +100,17 @@ def _check_champion(
 ) -> None:
     theirs = _row(champion.metrics, "recovered").get("fvd_real")
     ours = _row(candidate.metrics, "recovered")["fvd_real"]
+    way_out = EVALUATE_AGAIN
     try:
-        passports = _passport(candidate, "the candidate's"), _passport(champion, "the champion's")
-        remarks = require_comparable(*passports, names=("the candidate", "the champion"))
+        measured = _passport(candidate, "the candidate's")
+        way_out = WAY_OUT
+        against = _passport(champion, "the champion's")
+        remarks = require_comparable(measured, against, names=("the candidate", "the champion"))
     except DataError as error:
-        failures.append(" ".join(f"{error.problem}: {error.found}".split()))
+        failures.append(f"{' '.join(f'{error.problem}: {error.found}'.split())}; {way_out}")
         return
     if not is_number(theirs):
-        failures.append("the champion's fvd_real is missing: evaluate it again before comparing")
+        failures.append(f"the champion's fvd_real is missing or not a finite number; {WAY_OUT}")
     elif ours > theirs * (1 + rules.max_fvd_regression):
         failures.append(
             f"fvd_real {ours:.4g} is worse than the champion's {theirs:.4g} "

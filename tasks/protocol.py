@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from tasks.models import device_of
 from tasks.stage import StageJob
@@ -53,12 +52,20 @@ def fit_protocol(job: StageJob, extract: Extractor | None, count: int) -> Protoc
 
 def passports(
     job: StageJob,
-    real: Tensor,
+    shape: Sequence[int],
     settings: SamplingSettings,
     extractors: dict[str, dict[str, Any]],
     protocol: Protocol | None,
 ) -> dict[str, Any]:
-    """Measure -> passport of its distance to the real clips (`fvd_real`, `content_real`, ...)."""
+    """Measure -> passport of its distance to the real clips (`fvd_real`, `content_real`, ...).
+
+    Args:
+        job: the job of stage `evaluate`.
+        shape: (n, F, H, W, 3) of the real clips.
+        settings: how generated clips are sampled.
+        extractors: name -> `Extractor.passport()`.
+        protocol: what the network of `evaluate.fvd` sees of them.
+    """
     prepared = job.artifact("prepare")
     entries = read_json(prepared / "index.json").get("test", [])
     decoders = tuple(sorted({str(e.get("decoder")) for e in entries if isinstance(e, dict)}))
@@ -66,9 +73,9 @@ def passports(
     sampled = _sampled(settings)
     found = {}
     for name, extractor in extractors.items():
-        clips, frames, fps = len(real), real.shape[1], job.params.prepare.fps
+        clips, frames, fps = shape[0], shape[1], job.params.prepare.fps
         choice = ""
-        size = (real.shape[2], real.shape[3])
+        size = (shape[2], shape[3])
         if protocol is not None and name == protocol.extract.name:
             clips, frames, fps = len(protocol.chosen), protocol.frames, protocol.fps
             size = protocol.size or size

@@ -22,6 +22,7 @@ ShaOption = Annotated[
 ]
 ConventionOption = Annotated[str | None, typer.Option(help="of i3d: videogpt, styleganv, cdfvd")]
 LayerOption = Annotated[str | None, typer.Option(help="of i3d: logits, pooled")]
+EpsilonOption = Annotated[float | None, typer.Option(help="of i3d's batch norms: 1e-5 (default), 1e-3")]
 FramesOption = Annotated[int | None, typer.Option(min=2, help="of a clip; default 16")]
 SizeOption = Annotated[
     str | None,
@@ -49,6 +50,7 @@ def fvd(
     sha256: ShaOption = None,
     convention: ConventionOption = None,
     layer: LayerOption = None,
+    bn_eps: EpsilonOption = None,
     frames: FramesOption = None,
     size: SizeOption = None,
     fps: FpsOption = None,
@@ -67,8 +69,9 @@ def fvd(
 ) -> None:
     """Fréchet video distance of two folders of videos, with interval, noise floor and passport.
 
-    What is not given follows saved statistics of the other side: extractor, frames, and the size and rate
-    that were asked for when they were made. Sizes and rates of the files themselves must be the same.
+    What is not given follows saved statistics of the other side: extractor and its options, frames, and the
+    size and rate that were asked for when they were made. Sizes and rates of the files themselves must be
+    the same. Weights are always given; they must be those of the saved side.
     """
     settings = _settings(**{key: value for key, value in locals().items() if key in _OF_SETTINGS})
     from vdmini_core.metrics.folder_distance import folder_distance
@@ -100,6 +103,7 @@ def fvd_stats(
     sha256: ShaOption = None,
     convention: ConventionOption = None,
     layer: LayerOption = None,
+    bn_eps: EpsilonOption = None,
     frames: FramesOption = None,
     size: SizeOption = None,
     fps: FpsOption = None,
@@ -135,7 +139,7 @@ def fvd_stats(
     typer.echo(f"{output}: statistics of {measured.stats.n} clips, {measured.passport.dim} features")
 
 
-_OF_EXTRACTOR = ("weights", "sha256", "convention", "layer")
+_OF_EXTRACTOR = ("weights", "sha256", "convention", "layer", "bn_eps")
 _OF_SETTINGS = frozenset(
     {*_OF_EXTRACTOR, "extractor", "frames", "size", "fps", "stride", "n", "clips_per_video", "seed",
      "skip_bad", "device", "workers", "threads"}

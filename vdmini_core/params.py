@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -245,12 +245,22 @@ class FvdParams(Section):
         "videogpt", description="scaling, resizing and cropping in front of i3d"
     )
     layer: Literal["logits", "pooled"] = Field("logits", description="of i3d")
+    bn_eps: float = Field(
+        1e-5, description="of i3d's batch norms: 1e-5 as in FVD's line of code, 1e-3 as it was published"
+    )
     clips: int | None = Field(None, ge=2, description="of each side, with fewer it is an error")
     clips_per_video: int | None = Field(None, ge=1, description="at most, of the real videos")
     frames: int | None = Field(None, ge=2, description="the first ones of each clip")
     fps: float | None = Field(None, gt=0, description="prepare.fps divided by a whole number")
     height: int | None = Field(None, ge=16, description="both sides are resized alike, with `width`")
     width: int | None = Field(None, ge=16)
+
+    @field_validator("bn_eps")
+    @classmethod
+    def _one_of_two(cls, value: float) -> float:
+        if value not in (1e-5, 1e-3):
+            raise ValueError("1e-05 or 0.001")
+        return value
 
     @model_validator(mode="after")
     def _both_sides_of_the_frame(self) -> FvdParams:

@@ -54,7 +54,7 @@ def root(tmp_path_factory):
     return root
 
 
-def evaluate(root, out, **fvd):
+def evaluate(root, out, work=None, **fvd):
     from tasks.evaluate import run
 
     out.mkdir()
@@ -66,7 +66,7 @@ def evaluate(root, out, **fvd):
         }
     )
     monitor = QuietMonitor()
-    outcome = run(StageJob(root, params, out, root, monitor))
+    outcome = run(StageJob(root, params, out, work or out.with_name(f"{out.name}-work"), monitor))
     return outcome, json.loads((out / "metrics.json").read_text()), monitor
 
 
@@ -187,10 +187,10 @@ def test_values_sampled_otherwise_are_not_compared(root, tmp_path, changed, says
     from vdmini_core.models.base import SamplingSettings
 
     settings = SamplingSettings(frames=4, height=32, width=32, fps=8.0, steps=1)
-    job = StageJob(root, parse_params({"prepare": {"fps": 8.0}}), tmp_path, root, QuietMonitor())
+    job = StageJob(root, parse_params({"prepare": {"fps": 8.0}}), tmp_path, tmp_path, QuietMonitor())
     extractors = {"embedded": load_extractor("embedded").passport()}
     a, b = (
-        Passport.from_json(passports(job, clips(4), each, extractors, None)["fvd"])
+        Passport.from_json(passports(job, clips(4).shape, each, extractors, None)["fvd"])
         for each in (settings, dataclasses.replace(settings, **changed))
     )
     assert require_comparable(a, a) == []
@@ -236,9 +236,10 @@ def test_a_protocol_sees_frames_at_its_rate_and_size():
     rows = clips(3)
     extract = load_extractor("embedded")
     prepare = parse_params({"prepare": {"frames": 4, "fps": 8.0}}).prepare
-    seen = make_protocol(extract, FvdParams(fps=4.0, clips=2), prepare, [None] * 3).pick(rows)
-    assert torch.equal(seen, rows[:2, ::2])
-    small = make_protocol(extract, FvdParams(height=16, width=16, frames=3), prepare, [None] * 3).pick(rows)
+    protocol = make_protocol(extract, FvdParams(fps=4.0, clips=2), prepare, [None] * 3)
+    assert protocol.chosen == (0, 1)
+    assert torch.equal(protocol.see(rows), rows[:, ::2])
+    small = make_protocol(extract, FvdParams(height=16, width=16, frames=3), prepare, [None] * 3).see(rows)
     assert small.shape == (3, 3, 16, 16, 3) and small.dtype == torch.uint8
     assert small.float().mean().item() == pytest.approx(rows[:, :3].float().mean().item(), abs=1)
 

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
@@ -114,10 +116,10 @@ def test_saved_statistics_give_the_same_value(folders: Path, tmp_path: Path) -> 
         assert found["interval"] is None
         assert any("no interval" in note for note in found["notes"])
         assert (found["noise_floor"] is None) == (real == "s")
-    assert (
-        refusal("fvd", files["real"], folders / "generated", "--extractor", "motion").count(" against ") > 2
-    )
-    assert "frames: 6 against 5" in refusal("fvd", files["real"], folders / "generated", "--frames", 5)
+    message = refusal("fvd", files["real"], folders / "generated", "--extractor", "motion", "--frames", 5)
+    assert f"{files['real']} was not made as asked for" in message
+    assert "extractor: motion asked for, embedded there" in message
+    assert "frames: 5 asked for, 6 there" in message
     assert "14" in refusal("fvd", files["real"], folders / "generated", "--n", N)
 
 
@@ -175,6 +177,18 @@ def spoilt(folders: Path, tmp_path: Path) -> Path:
     return tmp_path / "spoilt"
 
 
+def encode_floats(path: Path, bad: int | None = None) -> None:
+    """A video of floating-point numbers (OpenEXR) of which one frame may hold a NaN."""
+    with av.open(str(path), "w", format="mov") as container:
+        stream: Any = container.add_stream("exr", rate=8)
+        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "gbrpf32le"
+        for index, image in enumerate(numbered(2 * FRAMES, SIDE) / np.float32(255)):
+            if index == bad:
+                image[3, 5, 1] = np.nan
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="gbrpf32le")))
+        container.mux(stream.encode())
+
+
 def break_file(path: Path, how: str) -> str:
     """Break one file of a folder; the reason that is to be given."""
     if how == "no video":
@@ -186,6 +200,9 @@ def break_file(path: Path, how: str) -> str:
     if how == "empty":
         path.write_bytes(b"")
         return "empty"
+    if how == "NaN frame":
+        encode_floats(path, bad=4)
+        return "frame 4 holds NaN or infinite values"
     frames = numbered(2 * FRAMES, SIDE)
     if how == "too short":
         encode(path, frames[: FRAMES - 1], fps=8)
@@ -197,7 +214,9 @@ def break_file(path: Path, how: str) -> str:
     return "12 frames per second, others 8: give --fps or --stride"
 
 
-@pytest.mark.parametrize("how", ["no video", "cut off", "empty", "too short", "another size", "another rate"])
+@pytest.mark.parametrize(
+    "how", ["no video", "cut off", "empty", "too short", "another size", "another rate", "NaN frame"]
+)
 def test_a_file_that_cannot_be_used_is_named(how: str, folders: Path, spoilt: Path) -> None:
     bad = spoilt / "clip-03.mp4"
     reason = break_file(bad, how)
@@ -213,6 +232,7 @@ def test_a_file_that_cannot_be_used_is_named(how: str, folders: Path, spoilt: Pa
 
 
 def test_other_sizes_and_rates_are_fine_when_asked_for(folders: Path, spoilt: Path) -> None:
+    encode_floats(spoilt / "clip-02.mp4")
     break_file(spoilt / "clip-03.mp4", "another size")
     break_file(spoilt / "clip-04.mp4", "another rate")
     found = run_json("fvd", folders / "real", spoilt, "--frames", 4, "--size", "40x24", "--fps", 6)
@@ -262,7 +282,7 @@ def test_two_saved_sides_refuse_what_they_were_not_made_with(folders: Path, tmp_
     assert str(a) in message
     for line in ("extractor: i3d asked for, embedded there", "frames: 5 asked for, 6 there", "layer: pooled"):
         assert line in message
-    assert "weights_sha256" in refusal("fvd", a, b, "--sha256", "0" * 64)
+    assert "sha256: 00000" in refusal("fvd", a, b, "--sha256", "0" * 64)
 
 
 def test_exit_codes_and_streams_of_the_process(folders: Path, tmp_path: Path) -> None:
@@ -294,7 +314,7 @@ def test_one_clip_and_no_clips(folders: Path, tmp_path: Path) -> None:
     shutil.copy(folders / "generated" / "clip-00.mp4", one)
     message = refusal("fvd", one, folders / "generated", *OPTIONS)
     assert f"{one} gives too few clips" in message
-    assert "found: 1" in message
+    assert f"found: 1 of 6 frames ({one / 'clip-00.mp4'})" in message
     (one / "junk.mp4").write_text("junk")
     assert f"{one / 'junk.mp4'}: " in refusal("fvd", one, folders / "generated", *OPTIONS, "--skip-bad")
     (one / "junk.mp4").unlink()
@@ -389,11 +409,35 @@ def test_i3d_by_its_conventions(tmp_path: Path) -> None:
     passport = found["passport"]
     assert (passport["extractor"], passport["dim"]) == ("i3d", 400)
     assert passport["weights_sha256"] == sha256_file(I3D)
-    run_json("fvd-stats", real, "-o", tmp_path / "s.safetensors", *weights, "--convention", "styleganv")
-    again = run_json("fvd", tmp_path / "s.safetensors", generated, *weights, "--convention", "styleganv")
-    assert again["value"] == pytest.approx(found["value"], rel=1e-9)
-    message = refusal("fvd", tmp_path / "s.safetensors", generated, *weights, "--convention", "cdfvd")
-    assert "resize: styleganv" in message
-    message = refusal("fvd", tmp_path / "s.safetensors", generated, *weights, "--layer", "pooled")
-    assert "dim: 400 against 1024" in message
     assert "sha256" in refusal("fvd", real, generated, *weights, "--sha256", "0" * 64)
+
+
+@pytest.mark.skipif(not I3D.is_file(), reason="the original network's numbers are not beside the checkout")
+def test_the_options_of_i3d_follow_saved_statistics(tmp_path: Path) -> None:
+    real, generated = write(tmp_path / "real", 1, 2), write(tmp_path / "generated", 2, 2)
+    saved, other, damaged = (tmp_path / f"{name}.safetensors" for name in ("saved", "other", "damaged"))
+    i3d = ("--extractor", "i3d", "--weights", I3D, "--frames", 9)
+    options = ("--convention", "cdfvd", "--layer", "pooled", "--bn-eps", 1e-3)
+    both = run_json("fvd", real, generated, *i3d, *options)
+    assert (both["passport"]["dim"], both["passport"]["options"]["bn_eps"]) == (1024, 1e-3)
+    run_json("fvd-stats", real, "-o", saved, *i3d, *options)
+    followed = run_json("fvd", saved, generated, "--weights", I3D)
+    assert followed["value"] == pytest.approx(both["value"], rel=1e-9)
+    assert followed["passport"] == both["passport"]
+
+    contradicting = ("--convention", "styleganv", "--layer", "logits", "--bn-eps", 1e-5)
+    message = refusal("fvd", saved, generated, "--weights", I3D, *contradicting)
+    for line in ("styleganv asked for, cdfvd", "logits asked for, pooled", "1e-05 asked for, 0.001"):
+        assert f"{line} there" in message
+    run_json("fvd-stats", generated, "-o", other, *i3d, *options[:4])
+    assert "bn_eps: 0.001 against 1e-05" in refusal("fvd", saved, other)  # another passport
+
+    digest = sha256_file(I3D)
+    assert f"whose weights are not given\n  expected: sha256 {digest}" in refusal("fvd", saved, generated)
+    state = safetensors.torch.load_file(I3D)
+    state["logits.conv3d.bias"] += 1
+    safetensors.torch.save_file(state, damaged)
+    for side in (generated, saved):  # also where no clip is left to be measured
+        message = refusal("fvd", saved, side, "--weights", damaged)
+        assert f"expected: sha256 {digest}, as in its passport" in message
+        assert f"found: sha256 {sha256_file(damaged)}" in message

@@ -66,6 +66,15 @@ def test_gate(new: Candidate, old: Candidate | None, promoted: bool, because: st
     assert because in " ".join(decision.reasons)
 
 
+@pytest.mark.parametrize("old", [candidate(frames=16), OLD, candidate(fvd_real=None)])
+def test_a_champion_measured_otherwise_is_refused_with_the_way_out(old: Candidate) -> None:
+    (reason,) = decide_promotion(candidate(), old, RULES).reasons
+    assert "; to do: set the parameters that differ back" in reason
+    assert "`vdmini promote --set promote.alias=NAME`" in reason
+    (reason,) = decide_promotion(OLD, old, RULES).reasons
+    assert reason.endswith("to do: `vdmini evaluate --force`, then `vdmini run`")
+
+
 def test_other_versions_of_libraries_are_a_remark() -> None:
     newer = candidate()
     newer.passport["fvd"]["versions"]["torch"] = "9.9"

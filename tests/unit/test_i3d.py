@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from vdmini_core.artifacts import sha256_file
 from vdmini_core.errors import DataError
 from vdmini_core.metrics import load_extractor
 from vdmini_core.metrics.i3d import I3D, expected_shapes, max_pool, same_padding
 from vdmini_core.metrics.i3d_extractor import MOST_CLIPS_ON_CPU
 from vdmini_core.metrics.i3d_preprocess import preprocess
+from vdmini_core.metrics.protocol import load_protocol_extractor
+from vdmini_core.params import FvdParams
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "i3d"
 needs_reference = pytest.mark.skipif(
@@ -171,12 +174,22 @@ def test_many_clips_at_once_are_taken_in_small_batches(random_weights):
     assert sizes == [MOST_CLIPS_ON_CPU, 1]
 
 
+def test_the_parameters_of_evaluate_reach_the_network(random_weights):
+    path, _ = random_weights
+    asked = {"convention": "cdfvd", "layer": "pooled", "bn_eps": 1e-3, "sha256": sha256_file(path)}
+    made = load_protocol_extractor(FvdParams(extractor="i3d", weights=str(path), **asked), path, "cpu")
+    assert made.passport() == load_extractor("i3d", weights=path, **asked).passport()
+    assert made.passport()["bn_eps"] == 1e-3
+
+
 def test_refusals(random_weights, tmp_path):
     path, state = random_weights
     with pytest.raises(DataError, match="needs weights"):
         load_extractor("i3d")
     with pytest.raises(DataError, match="no convention 'tensorflow'"):
         load_extractor("i3d", weights=path, convention="tensorflow")
+    with pytest.raises(DataError, match=r"no bn_eps 0\.0001\n  expected: 1e-05, 0\.001"):
+        load_extractor("i3d", weights=path, bn_eps=1e-4)
     with pytest.raises(DataError, match="no option bn_eps"):
         load_extractor("motion", bn_eps=1e-3)
     with pytest.raises(DataError, match="too few frames"):

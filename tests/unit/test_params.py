@@ -33,6 +33,7 @@ def test_params_yaml_is_the_typed_default() -> None:
         ({"teacher": {"source": "hub"}}, "needs `hub_id`"),
         ({"prepare": {"height": 65}}, "multiple of 8"),
         ({"evaluate": {"fvd": {"height": 64}}}, "height and width go together"),
+        ({"evaluate": {"fvd": {"bn_eps": 1e-4}}}, r"fvd.bn_eps`: 1e-05 or 0.001 \(found 0.0001"),
         ({"evaluate": {"fvd": {"extractor": "i3d", "clips": 33}}}, "exceeds evaluate.clips 24"),
         ({"evaluate": {"fvd": {"extractor": "i3d", "fps": 7}}}, "divided by a whole number"),
         ({"evaluate": {"fvd": {"extractor": "i3d", "fps": 4, "frames": 5}}}, "span 9 prepared frames"),

@@ -67,7 +67,15 @@ def _shape(directory: Path, split: str) -> list[int]:
     with safe_open(path, framework="np") as shard:
         if "clips" not in shard.keys():  # noqa: SIM118  not a dict
             raise DataError(f"{path.name} holds no tensor `clips`", found=", ".join(shard.keys()))
-        shape: list[int] = shard.get_slice("clips").get_shape()
+        clips = shard.get_slice("clips")
+        shape: list[int] = clips.get_shape()
+        if clips.get_dtype() != "U8" or len(shape) != 5 or shape[-1] != 3:
+            raise DataError(
+                f"{path} holds no clips",
+                expected="uint8 (n, F, H, W, 3)",
+                found=f"{clips.get_dtype()} {tuple(shape)}",
+                fix="run `vdmini prepare` again",
+            )
     return shape
 
 
@@ -75,7 +83,7 @@ def load_clips(directory: Path, split: str, limit: int | None = None) -> torch.T
     """Clips of a split: uint8 (n, F, H, W, 3); with `limit` only the first ones are read.
 
     Raises:
-        DataError: when they are missing.
+        DataError: when they are missing, or other than uint8.
     """
     from safetensors import safe_open
 

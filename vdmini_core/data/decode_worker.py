@@ -81,6 +81,8 @@ def decode_file(request: Request) -> Reply:
     reference = [
         _fitted(image, info, request) for image in AvReader(Path(request["path"]), info).frames(checks)
     ]
+    if info.floats:  # decord gives 8 bits, in which NaN cannot be seen
+        return _write_clips(AvReader(Path(request["path"]), info), info, wanted, request)
     try:
         reader: Reader = DecordReader(Path(request["path"]), info)
         _compare(reader, checks, reference, info, request)

@@ -77,6 +77,7 @@ class FolderClips:
     Attributes:
         size: (height, width) of the clips, known after `reserve`.
         fps: at which they are sampled, known after `reserve`; None with a stride.
+        good: names of the files that gave the clips found so far.
         bad: name -> why a file could not be used.
     """
 
@@ -88,6 +89,7 @@ class FolderClips:
                 found="a file" if root.exists() else "nothing there",
             )
         self.root, self.size, self.fps = root, spec.size, spec.fps
+        self.good: dict[str, None] = {}
         self.bad: dict[str, str] = {}
         self._spec, self._pool = spec, pool
         self._scratch = Path(tempfile.mkdtemp(dir=scratch))  # folders may share `scratch`
@@ -110,7 +112,9 @@ class FolderClips:
             if not fresh:
                 break
             self._settle(fresh)
-            self._queue += [pick for pick in fresh if self._fits(pick)]
+            fitting = [pick for pick in fresh if self._fits(pick)]
+            self._queue += fitting
+            self.good |= dict.fromkeys(pick.file.name for pick in fitting)
         self._complain()
         return len(self._queue)
 

@@ -66,6 +66,9 @@ class AvReader:
             self._approach(index, stamp)
             while self._position is None or self._position < stamp:
                 self._advance()
+            # A conversion to 8 bits would make them black and say nothing.
+            if self._info.floats and not _finite(self._current):
+                raise DataError(f"frame {index} holds NaN or infinite values")
             image = self._current.to_ndarray(format="rgb24")
             yield np.ascontiguousarray(np.rot90(image, quarter_turns(self._current)))
 
@@ -112,3 +115,15 @@ class AvReader:
         stamp = frame.dts if frame.pts is None else frame.pts
         self._position = self._count if self._info.counted or stamp is None else stamp
         self._current = frame
+
+
+def _finite(frame: Any) -> bool:
+    """True where no pixel of a frame of floating-point numbers is NaN or infinite."""
+    name, planes = frame.format.name, frame.planes
+    kind = np.dtype(f"{'>' if name.endswith('be') else '<'}f{2 if 'f16' in name else 4}")
+    colours = 1 if len(planes) > 1 else len(frame.format.components)
+    for plane in planes:
+        rows = np.frombuffer(plane, kind).reshape(plane.height, -1)  # what pads a row is no pixel
+        if not np.isfinite(rows[:, : plane.width * colours]).all():
+            return False
+    return True

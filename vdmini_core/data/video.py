@@ -93,6 +93,7 @@ class VideoInfo:
         aspect: width of a pixel over its height, upright.
         rotation: degrees counterclockwise that make the frame upright, a multiple of 90.
         fps: mean frames per second.
+        floats: pixels are floating-point numbers (OpenEXR), which may be NaN.
     """
 
     times: NDArray[np.float64]
@@ -106,6 +107,7 @@ class VideoInfo:
     fps: float
     codec: str
     container: str
+    floats: bool = False
 
 
 def read_info(path: Path) -> VideoInfo:
@@ -131,6 +133,7 @@ def read_info(path: Path) -> VideoInfo:
                 raise DataError("not one frame could be decoded")
             turn, width, height = quarter_turns(first), first.width, first.height
             aspect = float(stream.codec_context.sample_aspect_ratio or 1)
+            floats = "f32" in first.format.name or "f16" in first.format.name
     except (av.FFmpegError, ValueError, OSError) as error:
         raise DataError(f"not a readable video ({plain(error)})") from None
     scale = 1 / float(rate or 25) if counted else float(base)
@@ -139,7 +142,18 @@ def read_info(path: Path) -> VideoInfo:
         width, height, aspect = height, width, 1 / aspect
     fps = (len(times) - 1) / times[-1] if len(times) > 1 and times[-1] > 0 else float(rate or 0)
     return VideoInfo(
-        times, stamps, keys, counted, width, height, aspect, 90 * turn, float(fps), codec, names.split(",")[0]
+        times,
+        stamps,
+        keys,
+        counted,
+        width,
+        height,
+        aspect,
+        90 * turn,
+        float(fps),
+        codec,
+        names.split(",")[0],
+        floats,
     )
 
 

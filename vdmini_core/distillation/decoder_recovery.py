@@ -256,6 +256,10 @@ def _judge_step(discriminator: nn.Module, judge: torch.optim.Optimizer, made: Te
 def decoder_quality(vae: Any, teacher: Any, clips_uint8: Tensor, batch: int = 1) -> dict[str, float]:
     """How well a VAE paints clips (n, F, H, W, 3) again.
 
+    Clips are decoded whole, `batch` at a time: the decoder's temporal layers and norms look across all frames
+    of what they are given, so a clip decoded in pieces (as `decode_chunk_size` does when sampling) is painted
+    otherwise, most of all at the seams. Memory is therefore that of one clip.
+
     Returns:
         `psnr` against the real frames, `psnr_teacher` against the teacher's frames of the same latents (dB,
         pixels in 0..1), and `flicker`: squared error of the changes between frames against the real ones,

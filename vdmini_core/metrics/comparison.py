@@ -14,14 +14,15 @@ starts from the first frame of real test clip i.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vdmini_core.metrics.extractors import EXTRACTORS, load_extractor
+from vdmini_core.data.clip_source import Clips, ClipSource, as_source, parts
+from vdmini_core.metrics.extractors import EXTRACTORS, Extractor, load_extractor
 from vdmini_core.metrics.frechet import frechet_distance
 from vdmini_core.metrics.ground_truth import sprite_errors
 from vdmini_core.metrics.paired import (
@@ -33,6 +34,7 @@ from vdmini_core.metrics.paired import (
 )
 from vdmini_core.metrics.protocol import Protocol
 from vdmini_core.metrics.uncertainty import frechet_with_interval, noise_floor
+from vdmini_core.progress import progress_bar
 
 PREFIX = {"embedded": "fvd", "content": "content", "motion": "motion"}
 SMALLEST_SSIM_SIDE = 11
@@ -40,15 +42,15 @@ Features = dict[str, NDArray[np.float32]]
 
 
 def compare_rows(
-    rows: Mapping[str, Tensor],
-    other_real: Tensor,
+    rows: Mapping[str, Clips],
+    other_real: Clips,
     seed: int,
     device: str = "cpu",
     truth: Mapping[str, NDArray[Any]] | None = None,
     *,
     protocol: Protocol | None = None,
 ) -> dict[str, Any]:
-    """Quality of every row.
+    """Quality of every row; a few clips of each are in memory at once.
 
     Args:
         rows: name -> clips (n, F, H, W, 3) uint8; `real` (test clips) and `teacher` must be among them.
@@ -61,41 +63,61 @@ def compare_rows(
     Returns:
         `rows`: name -> measures; `noise_floor`: prefix -> mean, sd, n; `passport`: extractor -> passport.
     """
+    sources = {name: as_source(clips) for name, clips in rows.items()}
+    other = as_source(other_real)
     table: dict[str, dict[str, Any]] = {name: {} for name in rows}
     floors: dict[str, Any] = {}
-    passports: dict[str, Any] = {}
-    for extractor_name in EXTRACTORS:
-        extract = load_extractor(extractor_name, device=device)
-        features: Features = {name: extract(clips) for name, clips in rows.items()}
-        _measure(PREFIX[extractor_name], features, extract(other_real), seed, table, floors)
-        passports[extractor_name] = extract.passport()
+    extractors = [load_extractor(name, device=device) for name in EXTRACTORS]
+    _measure(extractors, sources, other, seed, table, floors)
     if protocol is not None:
-        extract = protocol.extract
-        features = {name: extract(protocol.pick(clips), progress=True) for name, clips in rows.items()}
-        _measure(extract.name, features, extract(protocol.see(other_real)), seed, table, floors)
-        passports[extract.name] = extract.passport()
-    for name, clips in rows.items():
+        extractors.append(protocol.extract)
+        views = {name: protocol.view(clips, protocol.chosen) for name, clips in sources.items()}
+        _measure([protocol.extract], views, protocol.view(other), seed, table, floors)
+    for name, clips in sources.items():
         if name != "teacher":
-            table[name] |= _paired(clips, rows["teacher"])
+            table[name] |= _paired(clips, sources["teacher"])
         if truth is not None:
-            table[name] |= _against_truth(clips, rows["real"], truth)
+            table[name] |= _against_truth(clips, sources["real"], truth)
+    passports = {extract.name: extract.passport() for extract in extractors}
     return {"rows": table, "noise_floor": floors, "passport": passports}
 
 
 def _measure(
-    prefix: str,
-    features: Features,
-    other: NDArray[np.float32],
+    extractors: Sequence[Extractor],
+    rows: Mapping[str, ClipSource],
+    other: ClipSource,
     seed: int,
     table: dict[str, dict[str, Any]],
     floors: dict[str, Any],
 ) -> None:
-    """Add the distances of every row and the noise floor by one extractor."""
-    for name in features:
-        table[name] |= _distances(name, features, other, prefix, seed)
-    floor = _floor(features["real"], other, seed)
-    if floor is not None:
-        floors[prefix] = floor
+    """Add the distances of every row and the noise floor by each extractor; chunks are read once for all."""
+    what = "features of " + ", ".join(extract.name for extract in extractors)
+    with progress_bar(what, sum(map(len, rows.values())) + len(other), "clip") as bar:
+        found = {name: _features(extractors, clips, bar.update) for name, clips in rows.items()}
+        others = _features(extractors, other, bar.update)
+    for index, extract in enumerate(extractors):
+        prefix = PREFIX.get(extract.name, extract.name)
+        features = {name: each[index] for name, each in found.items()}
+        for name in features:
+            table[name] |= _distances(name, features, others[index], prefix, seed)
+        floor = _floor(features["real"], others[index], seed)
+        if floor is not None:
+            floors[prefix] = floor
+
+
+def _features(
+    extractors: Sequence[Extractor], clips: ClipSource, advance: Callable[[int], Any]
+) -> list[NDArray[np.float32]]:
+    """Features (n, d) by each extractor."""
+    found: list[list[NDArray[np.float32]]] = [[] for _ in extractors]
+    for chunk in clips.chunks():
+        for mine, extract in zip(found, extractors, strict=True):
+            mine.append(extract(chunk))
+        advance(len(chunk))
+    return [
+        np.concatenate(mine) if mine else np.zeros((0, extract.dim), np.float32)
+        for mine, extract in zip(found, extractors, strict=True)
+    ]
 
 
 def _distances(
@@ -136,20 +158,31 @@ def _floor(real: NDArray[np.float32], other: NDArray[np.float32], seed: int) -> 
     return {"mean": significant(floor.mean), "sd": significant(floor.sd), "n": floor.n}
 
 
-def _paired(clips: Tensor, teacher: Tensor) -> dict[str, float]:
+def _paired(clips: ClipSource, teacher: ClipSource) -> dict[str, float]:
     measures = {
-        "mse_teacher": paired_mse(clips, teacher),
-        "psnr_teacher": psnr(clips, teacher),
-        "temporal_error_teacher": temporal_difference_error(clips, teacher),
-        "perceptual_teacher": perceptual_distance(clips, teacher),
+        "mse_teacher": paired_mse,
+        "psnr_teacher": psnr,
+        "temporal_error_teacher": temporal_difference_error,
+        "perceptual_teacher": perceptual_distance,
     }
     if min(clips.shape[2:4]) >= SMALLEST_SSIM_SIDE:
-        measures["ssim_teacher"] = ssim(clips, teacher)
-    return {key: significant(float(values.mean())) for key, values in measures.items()}
+        measures["ssim_teacher"] = ssim
+    values: dict[str, list[NDArray[np.float64]]] = {key: [] for key in measures}
+    for ours, theirs in zip(clips.chunks(), teacher.chunks(), strict=True):
+        for key, measure in measures.items():
+            values[key].append(measure(ours, theirs))
+    return {key: significant(float(np.concatenate(found).mean())) for key, found in values.items()}
 
 
-def _against_truth(clips: Tensor, real: Tensor, truth: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-    errors = sprite_errors(clips.numpy(), real.numpy(), truth)
+def _against_truth(
+    clips: ClipSource, real: ClipSource, truth: Mapping[str, NDArray[Any]]
+) -> dict[str, float]:
+    chunks = zip(parts(len(clips)), clips.chunks(), real.chunks(), strict=True)
+    found = [
+        sprite_errors(made.numpy(), true.numpy(), {name: values[part] for name, values in truth.items()})
+        for part, made, true in chunks
+    ]
+    errors = {key: np.concatenate([each[key] for each in found]) for key in found[0]}
     # A clip whose sprites are all hidden says nothing; a set without any sprite to be seen has no measure.
     return {
         key: significant(float(np.nanmean(values)))

@@ -24,14 +24,15 @@ from vdmini_core.metrics.embedded_weights import WEIGHTS, load_networks
 from vdmini_core.metrics.extractor import Extractor, Network
 
 EXTRACTORS = ("embedded", "content", "motion")  # those that ship with the package
-ALL_EXTRACTORS = (*EXTRACTORS, "i3d", "videomae")
+GIVEN_WEIGHTS = ("i3d", "videomae")  # those whose weights are the user's
+ALL_EXTRACTORS = (*EXTRACTORS, *GIVEN_WEIGHTS)
 MOTION_VERSION = 1  # raise when a change alters the numbers
 _OPTIONS = {
     "i3d": {"weights", "sha256", "convention", "layer", "bn_eps", "dtype"},
     "videomae": {"weights", "dtype"},
 }
 
-__all__ = ["ALL_EXTRACTORS", "EXTRACTORS", "Extractor", "load_extractor"]
+__all__ = ["ALL_EXTRACTORS", "EXTRACTORS", "GIVEN_WEIGHTS", "Extractor", "load_extractor"]
 
 
 def load_extractor(

@@ -35,7 +35,7 @@ class Settings:
 
     Attributes:
         extractor: name; default `embedded`.
-        options: of the extractor, those that were given (weights, sha256, convention, layer).
+        options: of the extractor, those that were given (weights, sha256, convention, layer, bn_eps).
         frames, fps, stride, size, clips_per_video, seed, skip_bad: see `data.folder_clips.ClipSpec`.
         n: clips of each side; None: all there are.
         workers: decoding processes.
@@ -66,9 +66,13 @@ class Settings:
             )
         passport, asked = saved.passport, saved.asked
         clock = {} if self.fps or self.stride else {"fps": asked.fps, "stride": passport.stride}
+        options = {**saved.options(), **self.options}
+        if "://" in str(options.get("weights", "")) and passport.extractor == "i3d":
+            options.setdefault("sha256", passport.weights_sha256)  # what is fetched must be those weights
         return replace(
             self,
             extractor=self.extractor or passport.extractor,
+            options=options,
             frames=self.frames or passport.frames,
             size=self.size or asked.size,
             **clock,  # type: ignore[arg-type]
@@ -190,10 +194,12 @@ class FolderSide:
     def _demand(self, found: int) -> None:
         n, bad = self._settings.n, self._source.complaint()
         if found < (n or 2):
+            names = ", ".join(str(self._root / name) for name in self._source.good)
             raise DataError(
                 f"{self.name} gives too few clips",
                 expected=f"{n} (--n)" if n else "at least 2, for a covariance",
-                found=f"{found} of {self._settings.frames} frames{'; not used:' if bad else ''}{bad}",
+                found=f"{found} of {self._settings.frames} frames{f' ({names})' if 0 < found <= 3 else ''}"
+                f"{'; not used:' if bad else ''}{bad}",
                 fix="add videos, or raise --clips-per-video"
                 + (", or lower --n on both sides (no clip counts twice)" if n else ""),
             )

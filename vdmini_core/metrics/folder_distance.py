@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vdmini_core.errors import DataError
-from vdmini_core.metrics.extractors import Extractor
+from vdmini_core.metrics.extractors import GIVEN_WEIGHTS, Extractor
 from vdmini_core.metrics.folder import Features, FolderSide, Measured, Settings, folders_opened
 from vdmini_core.metrics.frechet import frechet_distance
 from vdmini_core.metrics.passport import Passport, join, version_remarks
@@ -77,16 +77,18 @@ def folder_distance(
         DataError: naming files that cannot be used, too few clips, or every difference between the sides.
     """
     saved = {path: load_stats(path) for path in (real, generated) if path.suffix == SUFFIX}
-    if {real, generated} <= saved.keys():
-        _demand_asked(saved, settings)
+    for path, item in saved.items():
+        _demand_asked(path, item, settings)
     settings = settings.following(next(iter(saved.values()), None))
+    folders = [path for path in dict.fromkeys((real, generated)) if path not in saved]
+    extract = _load(settings, saved) if folders or "weights" in settings.options else None
     measured = {path: Measured(item.stats, item.passport) for path, item in saved.items()}
+    _demand_n(measured, settings.n)
     names = f"real ({real})", f"generated ({generated})"
     extra: Features | None = None
-    folders = [path for path in dict.fromkeys((real, generated)) if path not in saved]
     with ExitStack() as stack:
         if folders:
-            extract = settings.load()
+            assert extract is not None
             sides = dict(zip(folders, stack.enter_context(folders_opened(settings, *folders)), strict=True))
             _look(sides, real, settings, with_floor)
             planned = {path: item.passport for path, item in measured.items()}
@@ -94,33 +96,61 @@ def folder_distance(
             join(planned[real], planned[generated], names)  # before hours are spent
             measured |= {path: side.measure(extract, keep=True) for path, side in sides.items()}
             extra = _for_floor(sides.get(real), extract, measured[real], with_floor)
-    _demand_n(measured, settings.n)
     return _distance(measured[real], measured[generated], extra, names, settings.seed)
 
 
-def _demand_asked(saved: Mapping[Path, Saved], settings: Settings) -> None:
-    """Refuse options that saved statistics contradict; beside a folder, `join` finds that out."""
-    options = settings.options
-    for path, item in saved.items():
-        passport = item.passport
-        asked = {key: getattr(settings, key) for key in ("extractor", "frames", "fps", "stride", "size")}
-        lines = [
-            f"{key}: {value} asked for, {getattr(passport, key)} there"
-            for key, value in asked.items()
-            if value is not None and value != getattr(passport, key)
-        ]
-        if options.get("sha256") not in (None, passport.weights_sha256):
-            lines.append(f"weights_sha256: {options['sha256']} asked for, {passport.weights_sha256} there")
-        # `layer` and `resize` begin with the option's name (metrics.i3d_extractor).
-        for key, text in (("layer", passport.layer), ("convention", passport.resize)):
-            if key in options and not (text or "").startswith(options[key]):
-                lines.append(f"{key}: {options[key]} asked for, {text} there")
-        if lines:
+def _demand_asked(path: Path, saved: Saved, settings: Settings) -> None:
+    """Refuse options that saved statistics contradict, before anything else is read."""
+    passport = saved.passport
+    keys = ("extractor", "frames", "fps", "stride", "size")
+    asked = {key: getattr(settings, key) for key in keys} | dict(settings.options)
+    there = {key: getattr(passport, key) for key in keys} | saved.options()
+    there["sha256"] = passport.weights_sha256
+    if asked.get("sha256"):
+        asked["sha256"] = asked["sha256"].lower()
+    lines = [
+        f"{key}: {value} asked for, {'none' if there.get(key) is None else there[key]} there"
+        for key, value in asked.items()
+        if value is not None and key != "weights" and value != there.get(key)
+    ]
+    if lines:
+        raise DataError(
+            f"{path} was not made as asked for",
+            found="".join(f"\n      {line}" for line in lines),
+            fix="make it again with `fvd-stats` and these options, or drop them",
+        )
+
+
+def _load(settings: Settings, saved: Mapping[Path, Saved]) -> Extractor:
+    """The extractor, with the weights that saved sides were measured with."""
+    wanted = {
+        path: _weights(item.passport.weights_sha256, dict(item.passport.options))
+        for path, item in saved.items()
+    }
+    if settings.extractor in GIVEN_WEIGHTS and "weights" not in settings.options and saved:
+        path, weights = next(iter(wanted.items()))
+        raise DataError(
+            f"{path} was measured with `{settings.extractor}`, whose weights are not given",
+            expected=weights,
+            fix="--weights FILE",
+        )
+    extract = settings.load()
+    identity = extract.passport()
+    found = _weights(identity["weights_sha256"], identity)
+    for path, weights in wanted.items():
+        if weights != found:
             raise DataError(
-                f"{path} was not made as asked for",
-                found="".join(f"\n      {line}" for line in lines),
-                fix="make it again with `fvd-stats` and these options, or drop them",
+                f"{path} was measured with other weights of `{extract.name}`",
+                expected=f"{weights}, as in its passport",
+                found=found,
+                fix="give those weights, or make it again with `fvd-stats` and these",
             )
+    return extract
+
+
+def _weights(sha256: str | None, options: Mapping[str, Any]) -> str:
+    """Weights as a passport names them: by their bytes, or by their name on the hub."""
+    return str(options.get("weights") or f"sha256 {sha256}")
 
 
 def _look(sides: dict[Path, FolderSide], real: Path, settings: Settings, with_floor: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from vdmini_core.metrics.i3d_preprocess import CONVENTIONS, RESIZE, Convention, 
 from vdmini_core.metrics.weights_source import load_state_dict, locate
 
 Layer = Literal["logits", "pooled"]
+BN_EPS = (1e-5, 1e-3)  # FVD's line of code; the network as it was published
 MOST_CLIPS_ON_CPU = 1  # more at once are no faster there, and cost 0.1 GB each
 
 
@@ -26,7 +27,7 @@ def load_i3d(
     sha256: str | None = None,
     convention: Convention = "videogpt",
     layer: Layer = "logits",
-    bn_eps: float = 1e-5,
+    bn_eps: float = BN_EPS[0],
     dtype: str = "float32",
 ) -> Network:
     """I3D with given weights; see `load_extractor`.
@@ -40,12 +41,14 @@ def load_i3d(
             expected="a state dict like `rgb_imagenet.pt`, as .pt or .safetensors",
             fix="give its path or https address, with its sha256",
         )
-    for value, known, what in (
-        (convention, CONVENTIONS, "convention"),
-        (layer, ("logits", "pooled"), "layer"),
-    ):
+    choices: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "convention": (convention, CONVENTIONS),
+        "layer": (layer, ("logits", "pooled")),
+        "bn_eps": (bn_eps, BN_EPS),
+    }
+    for what, (value, known) in choices.items():
         if value not in known:
-            raise DataError(f"`i3d` has no {what} {value!r}", expected=", ".join(known))
+            raise DataError(f"`i3d` has no {what} {value!r}", expected=", ".join(map(str, known)))
     kind = dtype_of(dtype)
     path = locate(weights, sha256)
     network = I3D().to(kind).load(load_state_dict(path), bn_eps).on(device)

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from vdmini_core.artifacts import sha256_file
+from vdmini_core.data.clip_source import CHUNK, ClipSource
 from vdmini_core.errors import DataError
 from vdmini_core.metrics.clips import resized_frames
 from vdmini_core.metrics.extractors import Extractor, load_extractor
 from vdmini_core.params import FvdParams, PrepareParams
-
-_CHUNK = 16
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,18 @@ class Protocol:
     fps: float
     size: tuple[int, int] | None
 
-    def pick(self, clips: Tensor) -> Tensor:
-        """The chosen clips of a row, as the network is to see them."""
-        return self.see(clips[list(self.chosen)])
+    def view(self, clips: ClipSource, chosen: Sequence[int] | None = None) -> ClipSource:
+        """What the network sees of clips, or of the chosen ones among them."""
+        indices = range(len(clips)) if chosen is None else chosen
+        shape = (len(indices), self.frames, *(self.size or clips.shape[2:4]), 3)
+        return ClipSource(shape, lambda part: self.see(clips.read([indices[i] for i in part])))
 
     def see(self, clips: Tensor) -> Tensor:
         """Clips (n, F, H, W, 3) uint8 -> (n, frames, height, width, 3) uint8, antialiased where resized."""
         clips = clips[:, :: self.every][:, : self.frames]
         if self.size is None or tuple(clips.shape[2:4]) == self.size:
             return clips
-        return torch.cat([_resized(part, self.size) for part in clips.split(_CHUNK)])
+        return torch.cat([_resized(part, self.size) for part in clips.split(CHUNK)])
 
 
 def _resized(clips: Tensor, size: tuple[int, int]) -> Tensor:
@@ -71,7 +72,7 @@ def load_protocol_extractor(params: FvdParams, weights: Path | str | None, devic
     options: dict[str, Any] = {}
     if params.extractor == "i3d":
         _demand_weights(params, weights)
-        options = {"convention": params.convention, "layer": params.layer, "sha256": params.sha256}
+        options = params.model_dump(include={"sha256", "convention", "layer", "bn_eps"})
     if weights is not None:
         options["weights"] = str(weights)
     return load_extractor(params.extractor, device=device, **options)

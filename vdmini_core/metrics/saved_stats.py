@@ -42,6 +42,16 @@ class Saved:
     passport: Passport
     asked: Asked = Asked()
 
+    def options(self) -> dict[str, Any]:
+        """What `load_extractor` needs to make the same extractor again, but for the weights."""
+        named = dict(self.passport.options)
+        found: dict[str, Any] = {key: named[key] for key in ("bn_eps", "dtype") if key in named}
+        if self.passport.extractor == "i3d":
+            # Both texts begin with the option's name (metrics.i3d_extractor).
+            found["layer"] = (self.passport.layer or "").split(",")[0]
+            found["convention"] = (self.passport.resize or "").split(":")[0]
+        return found
+
 
 def load_stats(path: Path) -> Saved:
     """Read and check saved statistics.
