@@ -70,7 +70,7 @@ def load_pipeline(
     directory = Path(directory)
     index = check_directory(directory)
     try:
-        with _quiet_libraries():
+        with quiet_libraries():
             pipeline = DiffusionPipeline.from_pretrained(
                 directory,
                 dtype=dtype,
@@ -86,11 +86,11 @@ def load_pipeline(
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.to(device).eval().requires_grad_(False)
-            _own_memory(part)
+            own_memory(part)
     return pipeline
 
 
-def _own_memory(part: nn.Module) -> None:
+def own_memory(part: nn.Module) -> None:
     """Copy tensors out of the mapped file.
 
     They lie there at odd addresses, for which the CPU takes other code paths: the same weights would give
@@ -102,7 +102,7 @@ def _own_memory(part: nn.Module) -> None:
 
 def save_pipeline(pipeline: Any, directory: Path, settings: SamplingSettings | None) -> None:
     """Write a pipeline directory, weights as safetensors; `vdmini.json` where settings are given."""
-    with _quiet_libraries():
+    with quiet_libraries():
         pipeline.save_pretrained(directory, safe_serialization=True)
     for path in sorted(Path(directory).rglob("*.json")):
         _forget_origin(path)
@@ -218,7 +218,7 @@ def architecture(denoiser: Any) -> str:
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """No progress bars and hints while a few parts load; the libraries' own settings come back afterwards."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
