@@ -179,6 +179,31 @@ def test_a_whole_checkpoint_becomes_a_pipeline(whole):
         pipeline("a dog")
 
 
+def test_a_tokenizer_comes_along_and_pads_with_zeros(whole, tmp_path):
+    folder, (_, _, text), _ = whole
+    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "d", "o", "g</w>", "do", "dog</w>"]
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "vocab.json").write_text(json.dumps({word: 40 + i for i, word in enumerate(words)}))
+    (tmp_path / "words" / "merges.txt").write_text("#version: 0.2\nd o\ndo g</w>\n")
+    source, more = folder / "model.ckpt", {"config": ARGUMENTS, "tokenizer": tmp_path / "words"}
+    made = convert_videocrafter("videocrafter2", source, tmp_path / "out", **more)
+    assert made.notes == ()
+    pipeline = vdmini_core.VideoCrafterPipeline.from_pretrained(tmp_path / "out")
+    found = pipeline._text("a dog", None, "cpu")
+    ids = torch.tensor([[40, 42, 47, 41, 0, 0, 0]])
+    with torch.no_grad():
+        assert (found - text.eval().penultimate(ids)).abs().max() < 1e-5
+    vocabulary = {f"w{i}": i for i in range(WORDS + 1)}
+    (tmp_path / "words" / "vocab.json").write_text(json.dumps(vocabulary))
+    for wrong in (tmp_path / "words", tmp_path / "none"):
+        with pytest.raises(ModelError, match="not the text encoder's tokenizer"):
+            convert_videocrafter("videocrafter2", source, tmp_path / "new", **more | {"tokenizer": wrong})
+    alone = unet_file(tmp_path / "unet.safetensors")
+    with pytest.raises(ModelError, match="a U-Net alone"):
+        convert_videocrafter("videocrafter2", alone, tmp_path / "new", **more)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_turbo_unet_takes_vae_and_text_from_the_base(whole, tmp_path):
     folder, _, _ = whole
     alone = unet_file(tmp_path / "unet_mg.safetensors", "t2v-turbo-v2")

@@ -162,7 +162,7 @@ def _load_tokenizer(folder: Path, text: Part) -> Any:
         raise ModelError(problem, expected="a directory with vocab.json and merges.txt", found="no directory")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises nothing finer
         raise ModelError(problem, found=str(error).strip().split("\n")[0]) from None
     if len(tokenizer) > size:
         raise ModelError(problem, expected=f"{size} tokens at most", found=f"{len(tokenizer)} tokens")
