@@ -233,13 +233,13 @@ def test_a_turbo_unet_takes_vae_and_text_from_the_base(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "layout", ["bare.safetensors", "bare.pt", "prefixed.ckpt", "deepspeed.ckpt", "old.ckpt"]
+    "layout", ["bare.safetensors", "named.ckpt", "bare.pt", "prefixed.ckpt", "deepspeed.ckpt", "old.ckpt"]
 )
 def test_every_layout_gives_the_same_unet(layout, tmp_path):
     unet = tiny_unet()
     state, path = original_unet(unet), tmp_path / layout
     prefixed = {UNET + key: value for key, value in state.items()}
-    if layout == "bare.safetensors":
+    if layout in ("bare.safetensors", "named.ckpt"):
         save_file({key: value.contiguous() for key, value in state.items()}, path)
     elif layout == "deepspeed.ckpt":
         torch.save({"module": {"_forward_module." + key: value for key, value in prefixed.items()}}, path)
@@ -286,6 +286,8 @@ def damaged(kind, folder):
         path = unet_file(path.with_suffix(".safetensors"), kind="t2v-turbo-v2")
     elif kind == "with more":
         path = unet_file(path.with_suffix(".safetensors"), **{"input_blocks.9.0.op.bias": torch.ones(1)})
+    elif kind == "whole numbers":
+        path = unet_file(path.with_suffix(".safetensors"), **{"out.2.bias": torch.ones(4, dtype=torch.int8)})
     elif kind == "infinite":
         path = unet_file(path.with_suffix(".safetensors"), **{"out.2.bias": torch.full((4,), float("inf"))})
     else:
@@ -306,6 +308,7 @@ REFUSED = {
     "of another model": "use `convert t2v-turbo-v2`",
     "with more": r"1 without a place: input_blocks.9.0.op.bias",
     "infinite": r"not finite[\s\S]*conv_out.bias",
+    "whole numbers": r"1 not floating point: conv_out.bias of torch.int8[\s\S]*quantised",
     "strange": "1 others, such as strange.weight",
 }
 
@@ -405,6 +408,9 @@ def test_the_command_line(whole, tmp_path):
     sized = run("videocrafter2", path, tmp_path / "new")  # the published sizes
     assert "--config" in str(sized.exception)
     (tmp_path / "bad.json").write_text("[1")
+    (tmp_path / "file").write_text("")
+    under = run("videocrafter2", path, tmp_path / "file" / "new", "--config", config)
+    assert "cannot be written" in str(under.exception)
     assert "is not JSON" in str(
         run("videocrafter2", path, tmp_path / "n", "--config", tmp_path / "bad.json").exception
     )

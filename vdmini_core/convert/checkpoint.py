@@ -53,8 +53,9 @@ def _content(path: Path) -> Any:
     zipped = zipfile.is_zipfile(path)
     try:
         with path.open("rb") as handle:
-            pickled = zipped or handle.read(1) == b"\x80" or path.suffix != ".safetensors"
-        if not pickled:
+            length, first = int.from_bytes(handle.read(8), "little"), handle.read(1)
+        # By content: the length of the header and the header, JSON. A name may lie.
+        if path.suffix == ".safetensors" or (first == b"{" and length < path.stat().st_size):
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # bytes from outside: the readers raise whatever comes of them

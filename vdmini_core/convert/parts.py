@@ -103,11 +103,17 @@ def check_fit(part: Part) -> None:
         for name, tensor in part.weights.items()
         if name in expected and tuple(tensor.shape) != expected[name]
     ]
-    if not (missing or unknown or shapes):
+    whole = [f"{name} of {t.dtype}" for name, t in part.weights.items() if not t.is_floating_point()]
+    if not (missing or unknown or shapes or whole):
         return
     findings = [
         f"{len(names)} {what}: {names[0]}"
-        for names, what in ((missing, "missing"), (unknown, "without a place"), (shapes, "of another shape"))
+        for names, what in (
+            (missing, "missing"),
+            (unknown, "without a place"),
+            (shapes, "of another shape"),
+            (whole, "not floating point"),
+        )
         if names
     ]
     raise ModelError(
@@ -129,7 +135,11 @@ def _way_out(part: Part, missing: list[str], unknown: list[str], shapes: list[st
         return 'it has no motion guidance: say so with --config and {"motion_cond_proj_dim": null} in it'
     if missing and set(missing) <= {GUIDANCE, *MOTION}:
         return "it is a VideoCrafter2 U-Net: use `convert videocrafter2`"
-    return OTHER_SIZES if unknown or shapes else "the checkpoint is cut off: download it again"
+    if unknown or shapes:
+        return OTHER_SIZES
+    return (
+        "the checkpoint is cut off: download it again" if missing else "give weights that are not quantised"
+    )
 
 
 def fill(part: Part, dtype: torch.dtype, done: Any) -> nn.Module:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from vdmini_core.artifacts import staged_output, write_json
@@ -85,8 +86,15 @@ def convert_videocrafter(
     ) as bar:
         filled = {part.name: fill(part, DTYPES[dtype], bar.update) for part in models}
     frames = (config or {}).get("temporal_length") or PUBLISHED[kind]["temporal_length"]
-    with staged_output(output) as folder:
-        notes = _write(folder, kind, filled, words, frames)
+    try:
+        with staged_output(output) as folder:
+            notes = _write(folder, kind, filled, words, frames)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{output} cannot be written; nothing was left there",
+            found=str(error).strip().split("\n")[0],
+            fix="free space, or give a place that can be written to",
+        ) from error
     written = [path for path in output.rglob("*") if path.is_file()]
     return Converted(
         output=str(output),
