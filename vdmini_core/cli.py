@@ -22,12 +22,15 @@ from vdmini_core.printing import JsonOption, check_device, print_json, print_row
 
 def inspect(
     model: Annotated[str, typer.Argument(help="pipeline directory, or `stable-video-diffusion`")],
+    granularity: Annotated[
+        str, typer.Option(help="pair, block, both; temporal: both, and temporal sub-layers")
+    ] = "both",
     as_json: JsonOption = False,
 ) -> None:
     """Print a model's units with parameters and FLOPs; no weights are read."""
     from vdmini_core.models.inspect import inspect_model
 
-    facts = inspect_model(model)
+    facts = inspect_model(model, granularity=granularity)
     if as_json:
         print_json(facts)
         return

@@ -107,6 +107,9 @@ class SamplingParams(Section):
     batch_size: int = Field(8, ge=1)
 
 
+Granularity = Literal["pair", "block", "both", "temporal"]
+
+
 class ProfileParams(Section):
     """Sensitivity of every unit."""
 
@@ -116,7 +119,9 @@ class ProfileParams(Section):
         ge=4,
         description="where the order of paired errors is open, units meet up to so many clips",
     )
-    granularity: Literal["pair", "block", "both"] = "both"
+    granularity: Granularity = Field(
+        "both", description="temporal: pairs, blocks, and the temporal sub-layers inside pairs and M too"
+    )
     variants: tuple[Literal["removed", "replaced"], ...] = Field(("removed",), min_length=1)
     timing_repeats: int = Field(3, ge=1)
     workers: int = Field(1, ge=1, description="Ray actors at once; 1 runs without Ray")

@@ -95,6 +95,20 @@ def test_plan_counts_kept_and_removed_boxes(tmp_path: Path) -> None:
     plan_figure({}, [], tmp_path / "none.svg")
 
 
+def test_temporal_sub_layers_have_a_column_and_make_their_pairs_pale(tmp_path: Path) -> None:
+    table = fixture.sensitivity()
+    owners = [unit for unit in table["units"] if unit["kind"] == "pair" or unit["name"] == "M"]
+    table["units"] += [unit | {"name": f"{unit['name']}.temporal", "kind": "temporal"} for unit in owners]
+    sensitivity_chart(table, tmp_path / "s.svg")
+    labels = _labels(tmp_path / "s.svg")
+    assert "temporal sub-layers" in labels and labels.count("M") == 2
+    assert not any("temporal" in label and "." in label for label in labels)
+    removed = ["D.0.pair.0.temporal", "D.1.pair.1", "M.temporal"]
+    plan_figure({"removed": removed}, table["units"], tmp_path / "plan.svg")
+    note = "of the kept, without the temporal sub-layer: 2"
+    assert {"kept: 20", "removed: 1", note} <= set(_labels(tmp_path / "plan.svg"))
+
+
 def test_loss_chart_takes_unknown_terms_gaps_and_a_run_of_one_step(tmp_path: Path) -> None:
     loss_chart([{"step": 0, "total": 1.0, "$odd_term$": 2.0}, {"step": 1, "total": None}], tmp_path / "l.svg")
     assert "$odd_term$" in _labels(tmp_path / "l.svg")
@@ -103,6 +117,8 @@ def test_loss_chart_takes_unknown_terms_gaps_and_a_run_of_one_step(tmp_path: Pat
 
 def test_small_helpers() -> None:
     assert split_name("D.1.pair.0") == ("D.1", "0")
+    assert split_name("D.1.pair.0.temporal") == ("D.1", "0")
+    assert split_name("M.temporal") == ("M", "")
     assert split_name("double.7") == ("double.7", "")
     assert is_removed("D.3.pair.1", ["D.3"])
     assert not is_removed("D.30", ["D.3"])

@@ -10,12 +10,9 @@ import pytest
 import svd_toys as toys
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from vdmini_core.errors import PlanError
-from vdmini_core.models.flops import total_flops
 from vdmini_core.models.pruned_unet import DroppedBlock, UNetSpatioTemporalPrunedModel
 from vdmini_core.models.registry import load_pipeline, save_pipeline
 from vdmini_core.models.student import build_student
@@ -23,7 +20,11 @@ from vdmini_core.pruning.plan import Plan
 from vdmini_core.pruning.recipes import describe_plan
 from vdmini_core.pruning.surgery import apply_plan
 
-REMOVABLE = [cut.name for cut in toys.FAMILY.cuts(toys.tiny_unet(), toys.SETTINGS) if cut.name != "inner"]
+REMOVABLE = [
+    cut.name
+    for cut in toys.FAMILY.cuts(toys.tiny_unet(), toys.SETTINGS)
+    if cut.name != "inner" and not cut.optional
+]
 
 
 @pytest.fixture(scope="module")
@@ -117,31 +118,6 @@ def test_pruning_a_pruned_model_adds_up(unet):
     once = toys.FAMILY.prune(unet, ["M", "D.0.pair.1", "U.3.pair.1"])
     assert dict(twice.config)["removed_units"] == dict(once.config)["removed_units"]
     assert torch.equal(toys.forward(twice, toys.inputs()), toys.forward(once, toys.inputs()))
-
-
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    removed=st.lists(st.sampled_from(REMOVABLE), unique=True, max_size=8),
-    inner=st.booleans(),
-    widths=st.sampled_from([(32, 64, 64), (32, 32, 64, 64), (32, 32)]),
-)
-def test_any_plan_gives_the_predicted_model(removed, inner, widths):
-    unet = toys.tiny_unet(widths)
-    cuts = {cut.name: cut for cut in toys.FAMILY.cuts(unet, toys.SETTINGS)}
-    units = [name for name in removed if name in cuts]
-    if inner and "inner" in cuts:
-        units += cuts["inner"].units
-    plan = plan_for(unet, units)
-    student = apply_plan(unet, plan, toys.FAMILY)
-    chosen = [c for c in cuts.values() if set(c.units) <= set(plan.removed)]
-    chosen = [c for c in chosen if not any(c.name in other.conflicts for other in chosen)]
-    parameters = sum(p.numel() for p in student.parameters())
-    assert parameters == plan.expected_params == plan.teacher_params - sum(c.parameters for c in chosen)
-    assert plan.expected_flops == total_flops(student, toys.SETTINGS)
-    assert toys.forward(student, toys.inputs()).shape == (2, 2, 4, 8, 8)
-    for ours, theirs in plan.feature_pairs:
-        assert type(student.get_submodule(ours)) is type(unet.get_submodule(theirs))
-    assert Plan.from_dict(plan.to_dict()) == plan
 
 
 def test_student_pipeline_loads_in_diffusers_after_import(tmp_path):

@@ -18,11 +18,11 @@ Variant = Literal["removed", "replaced"]
 
 @dataclass(frozen=True)
 class Unit:
-    """The smallest thing that may be removed: a (ResBlock, Attention) pair, a U-Net block, a DiT layer.
+    """What may be removed: a (ResBlock, Attention) pair, its temporal sub-layer, a U-Net block, a DiT layer.
 
     Attributes:
-        name: stable name: `D.1.pair.1`, `D.1`, `M`, `U.2.pair.0`, `double.7`.
-        kind: `pair`, `block` or `layer`.
+        name: stable name: `D.1.pair.1`, `D.1.pair.1.temporal`, `D.1`, `M`, `U.2.pair.0`, `double.7`.
+        kind: `pair`, `temporal`, `block` or `layer`.
         modules: dotted paths of its modules inside the denoiser.
         parameters: number of its parameters.
         flops: floating point operations of one pass (two per multiply-add), batch 1.
@@ -31,7 +31,7 @@ class Unit:
     """
 
     name: str
-    kind: Literal["pair", "block", "layer"]
+    kind: Literal["pair", "temporal", "block", "layer"]
     modules: tuple[str, ...]
     parameters: int
     flops: int
@@ -120,6 +120,7 @@ class Cut:
         parameters: parameters saved.
         flops: operations of one pass saved.
         conflicts: names of decisions it cannot be combined with (they are part of it).
+        optional: whether planners leave it alone unless a name or a row of the profile asks for it.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Cut:
     parameters: int
     flops: int
     conflicts: tuple[str, ...] = ()
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,10 @@ class Family(Protocol):
     denoiser_name: str  # component name in the pipeline: "unet" or "transformer"
 
     def units(self, denoiser: nn.Module, settings: SamplingSettings, granularity: str = "both") -> list[Unit]:
-        """Every unit in the order the data meets them, with parameters and FLOPs."""
+        """Every unit in the order the data meets them, with parameters and FLOPs.
+
+        Granularity is `pair`, `block`, `both`, or `temporal`: both, and temporal sub-layers where it has any.
+        """
         ...
 
     def bypass(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -19,6 +19,7 @@ from vdmini_core.models.registry import (
     fingerprint,
     load_settings,
 )
+from vdmini_core.params import Granularity
 
 # stabilityai/stable-video-diffusion-img2vid: what its configs say beside the classes' defaults.
 BUILT_IN: dict[str, dict[str, dict[str, Any]]] = {
@@ -81,17 +82,27 @@ def family_of_class(name: str) -> Family:
     return family_of(type(name, (), {})())
 
 
-def inspect_model(directory_or_name: Path | str, settings: SamplingSettings | None = None) -> dict[str, Any]:
+def inspect_model(
+    directory_or_name: Path | str, settings: SamplingSettings | None = None, granularity: str = "both"
+) -> dict[str, Any]:
     """Units with parameters and FLOPs of a pipeline directory or of a built-in architecture.
 
     Args:
         directory_or_name: pipeline directory, or `stable-video-diffusion` for the real full-size model.
         settings: size to count FLOPs at; the model's own where None.
+        granularity: which units: `pair`, `block`, `both`, or `temporal`, both and temporal sub-layers.
 
     Returns:
         JSON-able: `name`, `family`, `denoiser` (`class`, `parameters`, `flops`, `fingerprint`), `units`,
         `vae_decoder` (`parameters`, `flops`), `settings`.
+
+    Raises:
+        ModelError: no such model, one that is not supported, or another granularity.
     """
+    if granularity not in get_args(Granularity):
+        raise ModelError(
+            "there is no such granularity", expected=", ".join(get_args(Granularity)), found=granularity
+        )
     family, unet, vae, own = load_architecture(directory_or_name)
     used = settings or own
     decoder: Any = vae.decoder
@@ -104,7 +115,7 @@ def inspect_model(directory_or_name: Path | str, settings: SamplingSettings | No
             "flops": denoiser_flops(unet, used)[""],
             "fingerprint": fingerprint(unet),
         },
-        "units": [unit.to_dict() for unit in family.units(unet, used)],
+        "units": [unit.to_dict() for unit in family.units(unet, used, granularity)],
         "vae_decoder": {"parameters": _size(decoder), "flops": decoder_flops(vae, used)[""]},
         "settings": {
             "frames": used.frames,

@@ -9,6 +9,8 @@ Skip connections (down level l, its up block k; `s` are the slots of the skip st
 
     D.l:  s0 = input -> pair.0 -> s1 -> pair.1 -> s2         removed pair: its slot holds its input
     U.k:  pair.0 takes s2, pair.1 takes s1, pair.2 takes s0  removed pair: pops its slot and drops it
+
+A pair or mid block that loses its temporal sub-layer alone keeps its place and its skips.
 """
 
 from __future__ import annotations
@@ -54,6 +56,27 @@ class DroppedAttention(nn.Module):
         return (hidden_states,)
 
 
+class DroppedTemporal(nn.Module):
+    """In place of a temporal resnet, a temporal transformer block or the embedding of the frame's number.
+
+    Its output reaches nothing: a `DroppedMixer` comes after it.
+    """
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Hands its input on."""
+        return hidden_states
+
+
+class DroppedMixer(nn.Module):
+    """In place of the mixer of a spatial and a temporal output: as if it gave the spatial one weight 1."""
+
+    def forward(
+        self, x_spatial: Tensor, x_temporal: Tensor, image_only_indicator: Tensor | None = None
+    ) -> Tensor:
+        """Two tensors of one shape -> the first."""
+        return x_spatial
+
+
 class DroppedBlock(nn.Module):
     """In place of the mid block."""
 
@@ -86,7 +109,7 @@ class UNetSpatioTemporalPrunedModel(UNetSpatioTemporalConditionModel):
     `DiffusionPipeline.from_pretrained` loads it after `import vdmini_core`.
 
     Args:
-        removed_units: canonical unit names (`vdmini_core.models.topology.canonical_units`), teacher naming.
+        removed_units: canonical unit names (`vdmini_core.models.removal.canonical_units`), teacher naming.
     """
 
     # model_index.json names a foreign class by its module; diffusers finds it there once that is imported.
@@ -125,7 +148,7 @@ class UNetSpatioTemporalPrunedModel(UNetSpatioTemporalConditionModel):
             num_attention_heads=num_attention_heads,
             num_frames=num_frames,
         )
-        from vdmini_core.models.topology import placeholders
+        from vdmini_core.models.removal import placeholders
 
         model = cast(Any, self)  # diffusers is untyped to the checker
         swap_modules(model, placeholders(model, removed_units))

@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import nn
 
-from vdmini_core.models import topology
+from vdmini_core.models import removal, topology
 from vdmini_core.models.base import Student
 from vdmini_core.models.pruned_unet import UNetSpatioTemporalPrunedModel, build_on_meta
 
@@ -24,7 +24,7 @@ def build_student(teacher: nn.Module, names: Iterable[str], weights: bool = True
     Raises:
         PlanError: unknown units, or a cut that is not possible.
     """
-    removed = topology.canonical_units(teacher, names)
+    removed = removal.canonical_units(teacher, names)
     layers = _stock_layers(teacher, removed)
     if layers is not None:
         # Nothing removed leaves the config as it is written, down to the spelling.
@@ -74,7 +74,7 @@ def _all_removed(teacher: Any, removed: Sequence[str]) -> tuple[str, ...]:
     if not earlier:
         return tuple(removed)
     whole = build_on_meta(UNetSpatioTemporalConditionModel, _config(teacher))
-    return topology.canonical_units(whole, [*earlier, *removed])
+    return removal.canonical_units(whole, [*earlier, *removed])
 
 
 def _stock_layers(teacher: Any, removed: Sequence[str]) -> list[int] | None:
@@ -83,7 +83,8 @@ def _stock_layers(teacher: Any, removed: Sequence[str]) -> list[int] | None:
     A stock level with n down pairs hands its slots to n + 1 up pairs in reverse order. The cut equals one
     where the kept up pairs take exactly the kept down pairs' outputs, each once, then the level's input.
     """
-    if "M" in removed or isinstance(teacher, UNetSpatioTemporalPrunedModel):
+    beside_pairs = any(name == "M" or name.endswith(topology.TEMPORAL) for name in removed)
+    if beside_pairs or isinstance(teacher, UNetSpatioTemporalPrunedModel):
         return None
     if not removed and type(teacher) is UNetSpatioTemporalConditionModel:
         return _layers_of(teacher)

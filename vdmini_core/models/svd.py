@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vdmini_core.errors import PlanError
-from vdmini_core.models import svd_sampling, topology
+from vdmini_core.models import removal, svd_sampling, svd_units, topology
 from vdmini_core.models.base import Conditions, Cut, SamplingSettings, Student, TracePoint, Unit, Variant
-from vdmini_core.models.flops import denoiser_flops
 from vdmini_core.models.pruned_unet import DroppedBlock, swap_modules
 from vdmini_core.models.registry import register_family
 from vdmini_core.models.student import build_student
@@ -27,29 +26,20 @@ class SVDFamily:
     denoiser_name = "unet"
 
     def units(self, denoiser: nn.Module, settings: SamplingSettings, granularity: str = "both") -> list[Unit]:
-        """Pairs, each block after its pairs; `M` counts as a pair too, it has no finer unit.
+        """Pairs, each block after its pairs; `M` counts as a pair too, it has no pairs inside.
 
         A block's parameters and FLOPs include its resampler; removing its pairs leaves that in place.
+        With `temporal` the temporal sub-layer of every pair and of `M` comes after it.
         """
-        flops = denoiser_flops(denoiser, settings)
-        pairs = topology.pairs(denoiser)
-        units: list[Unit] = []
-        for block in topology.block_names(denoiser):
-            inside = [pair for pair in pairs if pair.block == block]
-            present = [pair for pair in inside if pair.present]
-            if granularity in ("pair", "both"):
-                units += [_pair_unit(denoiser, pair, flops) for pair in present]
-            has_module = topology.mid_present(denoiser) if block == "M" else bool(inside)
-            if has_module and (granularity in ("block", "both") or block == "M"):
-                units.append(_block_unit(denoiser, block, inside, flops))
-        return units
+        return svd_units.list_units(denoiser, settings, granularity)
 
     @contextmanager
     def bypass(self, denoiser: nn.Module, unit: str, variant: Variant, seed: int = 0) -> Iterator[None]:
         """Within the context the unit is removed or replaced; afterwards the very same modules are back.
 
         removed: its residual branches and attention are dropped, exactly as surgery drops them. A pair that
-        changes channels keeps its trained 1x1 shortcut; a block drops all its pairs and keeps its resampler.
+        changes channels keeps its trained 1x1 shortcut; a block drops all its pairs and keeps its resampler;
+        of a temporal sub-layer the spatial output passes on alone.
 
         replaced (paper Fig. 1, "re-initialised"): the same layers with fresh weights: every weight and bias
         drawn by its layer's default initialisation from `seed`, then scaled to the root mean square of the
@@ -76,7 +66,7 @@ class SVDFamily:
         if topology.mid_present(denoiser):
             points["M"] = "mid_block"
         order = topology.block_names(denoiser)
-        return dict(sorted(points.items(), key=lambda item: order.index(item[0].split(".pair.")[0])))
+        return dict(sorted(points.items(), key=lambda item: order.index(topology.block_of(item[0]))))
 
     def prune(self, denoiser: nn.Module, removed: Sequence[str]) -> nn.Module:
         """A new, smaller denoiser: the stock class where its config can express the cut, else ours."""
@@ -87,26 +77,12 @@ class SVDFamily:
         return build_student(denoiser, removed, weights=False)
 
     def cuts(self, denoiser: nn.Module, settings: SamplingSettings) -> list[Cut]:
-        """Every removable pair, `M`, and the innermost level whole (named `inner`)."""
-        flops = denoiser_flops(denoiser, settings)
-        inner = topology.inner_blocks(denoiser)
-        found = [
-            _cut(denoiser, flops, pair.name, (pair.name,), pair.modules)
-            for pair in topology.pairs(denoiser)
-            if pair.present and pair.keeps_channels
-        ]
-        if topology.mid_present(denoiser):
-            found.append(_cut(denoiser, flops, "M", ("M",), ("mid_block",)))
-        if topology.inner_present(denoiser) and not topology.inner_reason(denoiser):
-            inside = tuple(cut.name for cut in found if cut.name.split(".pair.")[0] in inner)
-            downsampler = f"down_blocks.{topology.levels(denoiser) - 2}.downsamplers"
-            paths = (*(topology.block_path(denoiser, name) for name in inner), downsampler)
-            found.append(_cut(denoiser, flops, "inner", inner, paths, inside))
-        return found
+        """Every removable pair, `M`, the innermost level whole (named `inner`), and temporal sub-layers."""
+        return svd_units.list_cuts(denoiser, settings)
 
     def paper_cut(self, denoiser: nn.Module) -> tuple[str, ...]:
         """Second pairs but for `D.2` and `U.1`, and `D.3`, `M`, `U.0` (paper Sec. 3.2)."""
-        return topology.paper_units(denoiser)
+        return removal.paper_units(denoiser)
 
     def prepare_conditions(
         self,
@@ -153,86 +129,32 @@ class SVDFamily:
         return svd_sampling.training_sigmas(settings, count, generator)
 
 
-def _parameters(denoiser: nn.Module, paths: Sequence[str]) -> int:
-    return sum(p.numel() for path in paths for p in denoiser.get_submodule(path).parameters())
-
-
-def _cut(
-    denoiser: nn.Module,
-    flops: dict[str, int],
-    name: str,
-    units: tuple[str, ...],
-    paths: Sequence[str],
-    conflicts: tuple[str, ...] = (),
-) -> Cut:
-    saved = sum(flops.get(path, _below(flops, path)) for path in paths)
-    return Cut(name, units, _parameters(denoiser, paths), saved, conflicts)
-
-
-def _below(flops: dict[str, int], path: str) -> int:
-    """Operations of a module list, which is never called itself: the sum over its members."""
-    depth = path.count(".") + 1
-    return sum(n for p, n in flops.items() if p.startswith(path + ".") and p.count(".") == depth)
-
-
-def _pair_unit(denoiser: nn.Module, pair: topology.Pair, flops: dict[str, int]) -> Unit:
-    reason = "" if pair.keeps_channels else f"changes channels from {pair.channels_in} to {pair.channels_out}"
-    return Unit(
-        name=pair.name,
-        kind="pair",
-        modules=pair.modules,
-        parameters=_parameters(denoiser, pair.modules),
-        flops=sum(flops.get(path, 0) for path in pair.modules),
-        removable=pair.keeps_channels,
-        reason=reason,
-    )
-
-
-def _block_unit(denoiser: nn.Module, block: str, inside: list[topology.Pair], flops: dict[str, int]) -> Unit:
-    path = topology.block_path(denoiser, block)
-    return Unit(
-        name=block,
-        kind="block",
-        modules=(path,),
-        parameters=_parameters(denoiser, [path]),
-        flops=flops.get(path, 0),
-        removable=not (reason := _block_reason(denoiser, block, inside)),
-        reason=reason,
-    )
-
-
-def _block_reason(denoiser: nn.Module, block: str, inside: list[topology.Pair]) -> str:
-    inner = topology.inner_blocks(denoiser)
-    if block == "M":
-        return ""
-    if block in inner:
-        impossible = topology.inner_reason(denoiser)
-        return impossible or f"only together with {' and '.join(name for name in inner if name != block)}"
-    changing = [pair.name for pair in inside if not pair.keeps_channels]
-    return f"{', '.join(changing)} changes channels" if changing else ""
-
-
 def _unit_pairs(denoiser: nn.Module, unit: str) -> list[topology.Pair]:
     pairs = [pair for pair in topology.pairs(denoiser) if pair.present]
     chosen = [pair for pair in pairs if unit in (pair.name, pair.block)]
     if not chosen and not (unit == "M" and topology.mid_present(denoiser)):
         known = [pair.name for pair in pairs] + topology.block_names(denoiser)
-        near = topology.nearest(unit, known)
+        known += [name for name, paths in topology.temporal_units(denoiser).items() if paths]
+        near = removal.nearest(unit, known)
         raise PlanError(f"there is no unit `{unit}` in this model", fix=f"did you mean `{near}`?")
     return chosen
 
 
 def _removed(denoiser: nn.Module, unit: str) -> dict[str, nn.Module | None]:
+    if temporal := topology.temporal_units(denoiser).get(unit):
+        return removal.temporal_placeholders(temporal)
     modules: dict[str, nn.Module | None] = {}
     for pair in _unit_pairs(denoiser, unit):
         resnet: Any = denoiser.get_submodule(pair.resnet)
         shortcut = None if pair.keeps_channels else resnet.spatial_res_block.conv_shortcut
-        modules |= topology.pair_placeholders(pair, shortcut)
+        modules |= removal.pair_placeholders(pair, shortcut)
     return modules or {"mid_block": DroppedBlock()}
 
 
 def _replaced(denoiser: nn.Module, unit: str, seed: int) -> dict[str, nn.Module | None]:
-    paths = [path for pair in _unit_pairs(denoiser, unit) for path in pair.modules] or ["mid_block"]
+    paths = list(topology.temporal_units(denoiser).get(unit, ()))
+    if not paths:
+        paths = [path for pair in _unit_pairs(denoiser, unit) for path in pair.modules] or ["mid_block"]
     fresh: dict[str, nn.Module | None] = {}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)

@@ -1,27 +1,27 @@
-"""Unit names of SVD-type U-Nets, where they live in the module tree, and which cuts are possible.
+"""Unit names of SVD-type U-Nets and where they live in the module tree.
 
 `D.l.pair.j` is pair j of `down_blocks.l`, `U.k.pair.j` of `up_blocks.k`; `D.l`, `M`, `U.k` are blocks
-(paper Fig. 1). Works on stock models, on pruned ones (teacher naming) and on the meta device.
+(paper Fig. 1); `.temporal` behind a pair or `M` is its temporal sub-layer. Works on stock models, on
+pruned ones (teacher naming) and on the meta device.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from vdmini_core.errors import PlanError
 from vdmini_core.models.base import TracePoint
 from vdmini_core.models.pruned_unet import (
-    DroppedAttention,
     DroppedBlock,
     DroppedInnerDown,
     DroppedInnerUp,
+    DroppedMixer,
     DroppedResnet,
 )
+
+TEMPORAL = ".temporal"
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,11 @@ def block_names(unet: nn.Module) -> list[str]:
     return [f"D.{i}" for i in range(count)] + ["M"] + [f"U.{i}" for i in range(count)]
 
 
+def block_of(name: str) -> str:
+    """Name of the block a unit belongs to."""
+    return name.removesuffix(TEMPORAL).split(".pair.")[0]
+
+
 def block_path(unet: nn.Module, name: str) -> str:
     """Dotted path of a block."""
     if name == "M":
@@ -112,6 +117,21 @@ def pairs(unet: nn.Module) -> list[Pair]:
                 )
             )
     return found
+
+
+def temporal_units(unet: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Temporal sub-layer of every pair, and of `M`, that is there -> dotted paths of its modules.
+
+    Empty where it was already cut. Modules are named down to what is called: a list never is.
+    """
+    owners = {pair.name: pair.modules for pair in pairs(unet) if pair.present}
+    if mid_present(unet):
+        owners["M"] = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
+    order = block_names(unet)
+    return {
+        name + TEMPORAL: tuple(path for module in modules for path in _temporal_parts(unet, module))
+        for name, modules in sorted(owners.items(), key=lambda owner: order.index(block_of(owner[0])))
+    }
 
 
 def trace_points(unet: nn.Module) -> list[TracePoint]:
@@ -159,87 +179,20 @@ def inner_reason(unet: nn.Module) -> str:
     return ""
 
 
-def canonical_units(unet: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
-    """The same removal in its one canonical spelling, in the order the data meets the units.
-
-    Blocks whose pairs all keep their channels are spelled as their pairs; the innermost level
-    (`D.3 M U.0` together) stays three block names and swallows its pairs.
-
-    Raises:
-        PlanError: for unknown names (naming the nearest) and for cuts the surgery cannot express.
-    """
-    wanted = list(dict.fromkeys(names))
-    known = {pair.name: pair for pair in pairs(unet)}
-    blocks = block_names(unet)
-    _refuse_unknown(wanted, [*known, *blocks])
-    inner = inner_blocks(unet)
-    whole_inner = set(inner) <= set(wanted)
-    if whole_inner and inner_reason(unet):
-        raise PlanError(f"{', '.join(inner)} cannot be removed", found=inner_reason(unet))
-    chosen: set[str] = set(inner) if whole_inner else set()
-    for name in wanted:
-        if name == "M":
-            chosen.add("M")
-        elif name in known:
-            if not (whole_inner and known[name].block in inner):
-                chosen.add(_removable(known[name]))
-        elif not (whole_inner and name in inner):
-            chosen |= _block_as_pairs(unet, name, known)
-    order = [*known, *blocks]
-    return tuple(sorted(chosen, key=lambda name: _order(unet, name, order)))
-
-
-def placeholders(unet: nn.Module, names: Iterable[str]) -> dict[str, nn.Module | None]:
-    """Dotted path -> what takes its place when `names` are removed (None: nothing)."""
-    removed = canonical_units(unet, names)
-    inner = inner_blocks(unet)
-    result: dict[str, nn.Module | None] = {}
-    for pair in pairs(unet):
-        if pair.name in removed:
-            result |= pair_placeholders(pair)
-    if "M" in removed:
-        result["mid_block"] = DroppedBlock()
-    if set(inner) <= set(removed):
-        result[block_path(unet, inner[0])] = DroppedInnerDown()
-        result[block_path(unet, inner[2])] = DroppedInnerUp()
-        result[f"down_blocks.{levels(unet) - 2}.downsamplers"] = None
-    return result
-
-
-def paper_units(unet: nn.Module) -> tuple[str, ...]:
-    """The paper's recipe (Sec. 3.2, Table A4), canonical.
-
-    The second pair of every block goes, but for the deepest level that stays (`D.2`, `U.1`), and the
-    innermost level (`D.3`, `M`, `U.0`) goes whole.
-
-    Raises:
-        PlanError: fewer than three levels, one pair a block, or channels that do not fit.
-    """
-    count = levels(unet)
-    if count < 3:
-        raise PlanError("the paper's recipe needs three levels or more", found=f"{count} levels")
-    kept = (f"D.{count - 2}", "U.1", *inner_blocks(unet))
-    second = [pair.name for pair in pairs(unet) if pair.index == 1 and pair.block not in kept]
-    if len(second) != 2 * (count - 2):
-        raise PlanError("the paper's recipe needs two pairs or more in every block")
-    return canonical_units(unet, [*second, *inner_blocks(unet)])
-
-
-def pair_placeholders(pair: Pair, shortcut: nn.Module | None = None) -> dict[str, nn.Module | None]:
-    """Placeholders of one pair; `shortcut` carries the path past it where channels change."""
-    result: dict[str, nn.Module | None] = {pair.resnet: DroppedResnet(pair.channels_out, shortcut)}
-    if pair.attention is not None:
-        result[pair.attention] = DroppedAttention()
-    return result
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name most like `name`."""
-    return (difflib.get_close_matches(name, list(known), n=1, cutoff=0.0) or [""])[0]
-
-
 def _config(unet: nn.Module) -> Any:
     return unet.config
+
+
+def _temporal_parts(unet: nn.Module, path: str) -> list[str]:
+    """Of a spatio-temporal resnet or transformer: all that its spatial output does not pass through."""
+    module = unet.get_submodule(path)
+    if isinstance(module.time_mixer, DroppedMixer):
+        return []
+    layers: Any = getattr(module, "temporal_transformer_blocks", None)
+    if layers is None:
+        return [f"{path}.temporal_res_block", f"{path}.time_mixer"]
+    blocks = [f"{path}.temporal_transformer_blocks.{index}" for index in range(len(layers))]
+    return [f"{path}.time_pos_embed", *blocks, f"{path}.time_mixer"]
 
 
 def _block_channels(unet: nn.Module, block: str) -> tuple[int, int]:
@@ -249,41 +202,3 @@ def _block_channels(unet: nn.Module, block: str) -> tuple[int, int]:
         channels.reverse()
     place = int(index)
     return channels[max(place - 1, 0)], channels[place]
-
-
-def _refuse_unknown(names: list[str], known: list[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise PlanError(
-                f"there is no unit `{name}` in this model",
-                expected=f"names as `vdmini inspect` lists them, such as `{nearest(name, known)}`",
-                found=name,
-                fix=f"did you mean `{nearest(name, known)}`?",
-            )
-
-
-def _removable(pair: Pair) -> str:
-    if not pair.keeps_channels:
-        raise PlanError(
-            f"{pair.name} cannot be removed",
-            expected="a pair that keeps its number of channels",
-            found=f"{pair.channels_in} channels in, {pair.channels_out} out",
-            fix="leave it out of the units to remove",
-        )
-    return pair.name
-
-
-def _block_as_pairs(unet: nn.Module, block: str, known: dict[str, Pair]) -> set[str]:
-    inner = inner_blocks(unet)
-    if block in inner:
-        raise PlanError(
-            f"{block} cannot be removed on its own",
-            expected=f"{', '.join(inner)} together, or pairs of {block}",
-            fix=f"name all of {', '.join(inner)}, or the pairs `{block}.pair.0` and so on",
-        )
-    return {_removable(pair) for pair in known.values() if pair.block == block}
-
-
-def _order(unet: nn.Module, name: str, order: list[str]) -> tuple[int, int]:
-    block = name.split(".pair.")[0]
-    return block_names(unet).index(block), order.index(name)

@@ -190,7 +190,8 @@ def unit_latents(
     """Samples (B, F, C, h, w) with `unit` removed or replaced; arguments as in `profile_unit`."""
     denoiser = getattr(pipeline, family.denoiser_name)
     points = family.trace_points(denoiser)
-    modules = next((u.modules for u in family.units(denoiser, inputs.settings) if u.name == unit), ())
+    units = family.units(denoiser, inputs.settings, "temporal")
+    modules = next((known.modules for known in units if known.name == unit), ())
     start = start_of(points, modules)
 
     def shared(batch: int) -> AbstractContextManager[None]:

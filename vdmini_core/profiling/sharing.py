@@ -55,9 +55,14 @@ class _Replay(nn.Module):
 
 
 def start_of(points: Sequence[TracePoint], modules: Sequence[str]) -> int:
-    """Index of the first point inside a unit's modules: those before it see what they saw in the teacher."""
-    prefixes = tuple(f"{path}." for path in modules)
-    return next((i for i, p in enumerate(points) if p.path in modules or p.path.startswith(prefixes)), 0)
+    """Index of the first point inside a unit's modules, or around one of them: those before it see what
+    they saw in the teacher.
+    """
+
+    def met(point: str) -> bool:
+        return any(f"{path}.".startswith(f"{point}.") or point.startswith(f"{path}.") for path in modules)
+
+    return next((i for i, point in enumerate(points) if met(point.path)), 0)
 
 
 class Recorded(Exception):

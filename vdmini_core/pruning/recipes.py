@@ -51,7 +51,7 @@ def make_plan(
     Raises:
         PlanError: impossible budget (with the smallest ratio within reach), unknown unit, missing profile.
     """
-    cuts = family.cuts(denoiser, settings)
+    cuts = _on_offer(family.cuts(denoiser, settings), params, sensitivity)
     budgets = _budgets(params, denoiser, settings, cuts, timing, units)
     notes: list[str] = []
     if params.recipe == "paper":
@@ -83,8 +83,8 @@ def describe_plan(
     Parameters are counted on the student's real shape (meta device); operations are the teacher's less
     those of the cuts, which add up exactly.
     """
+    outline = family.outline(denoiser, removed)  # refuses what is impossible before anything is counted
     cuts = cuts or family.cuts(denoiser, settings)
-    outline = family.outline(denoiser, removed)
     flops = total_flops(denoiser, settings)
     student, points = outline.model, family.feature_points(outline.model)
     chosen = [i for i, cut in enumerate(cuts) if set(cut.units) <= set(outline.removed)]
@@ -130,6 +130,14 @@ def damage_of(cut: Cut, sensitivity: Mapping[str, Any], metric: str, units: Sequ
             figures = rows[part].get("removed") or rows[part].get("replaced")
             total += float(figures[DAMAGE_COLUMN[metric]])
     return total
+
+
+def _on_offer(cuts: Sequence[Cut], params: PlanParams, sensitivity: Mapping[str, Any] | None) -> list[Cut]:
+    """All cuts but the optional ones that nobody asks for: a row of the profile, for `auto`, or a hand."""
+    asked: set[str] = set(params.units) if params.recipe == "manual" else set()
+    if params.recipe == "auto" and sensitivity is not None:
+        asked = {row["name"] for row in sensitivity["units"]}
+    return [cut for cut in cuts if not cut.optional or set(cut.units) <= asked]
 
 
 def _auto(
@@ -202,7 +210,11 @@ def _budgets(
 
 def _rows_of(name: str, known: Mapping[str, Any], units: Sequence[Unit]) -> list[str]:
     """The unit where it has a row, else its pairs where all have one, else nothing."""
-    parts = [name] if name in known else [u.name for u in units if u.name.startswith(name + ".pair.")]
+    parts = (
+        [name]
+        if name in known
+        else [u.name for u in units if u.kind == "pair" and u.name.startswith(name + ".pair.")]
+    )
     return parts if all(part in known for part in parts) else []
 
 

@@ -86,6 +86,8 @@ def _structure(cuts: Sequence[Cut]) -> list[LinearConstraint]:
     constraints = []
     for cut in cuts:
         for other in cut.conflicts:
+            if other not in index:
+                continue  # a finer cut that is not on offer
             row = np.zeros(len(cuts))
             row[[index[cut.name], index[other]]] = 1.0
             constraints.append(LinearConstraint(row, ub=1.0))

@@ -42,7 +42,12 @@ _PANELS = (
     ("paired_mse", "Same noise, same first frame: mean squared error", "total"),
 )
 _VARIANTS = (("removed", ""), ("replaced", "-light"))
-_GROUPS = (("block", "whole blocks"), ("pair", "pairs"), ("layer", "layers"))
+_GROUPS = (
+    ("block", "whole blocks"),
+    ("pair", "pairs"),
+    ("temporal", "temporal sub-layers"),
+    ("layer", "layers"),
+)
 
 
 def sensitivity_chart(sensitivity: dict[str, Any], path: Path) -> None:
@@ -62,7 +67,8 @@ def sensitivity_chart(sensitivity: dict[str, Any], path: Path) -> None:
     panels = [p for p in _PANELS if any(measured(u.get(v), p[0]) for u in units for v, _ in _VARIANTS)][:3]
     with house_style():
         figure = Figure(
-            figsize=(11.5, 1.75 * (len(panels) + 1) + 0.6), layout=ConstrainedLayoutEngine(hspace=0.06)
+            figsize=(11.5 if len(groups) < 3 else 15.5, 1.75 * (len(panels) + 1) + 0.6),
+            layout=ConstrainedLayoutEngine(hspace=0.06),
         )
         widths = [max(len(rows), 3) + 1.0 for _, rows in groups]
         grid = figure.subplots(len(panels) + 1, len(groups), squeeze=False, width_ratios=widths, sharex="col")
@@ -149,10 +155,13 @@ def _cost(axes: Axes, rows: Sequence[dict[str, Any]], units: Sequence[dict[str, 
 
 
 def _name_units(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    """Tick labels: `D.1` under its pairs 0 and 1; a dagger where surgery cannot remove the unit alone."""
+    """Tick labels: `D.1` under its pairs 0 and 1; a dagger where surgery cannot remove the unit alone.
+
+    Among temporal sub-layers that of `M`, which has no pairs, is named by its block alone.
+    """
     names = [str(unit["name"]) for unit in rows]
     marks = ["" if unit.get("removable", True) else "†" for unit in rows]
-    pairs = all(split_name(name)[1] for name in names)
+    pairs = any(split_name(name)[1] for name in names)
     shown = [split_name(n)[1] if pairs else n for n in names]
     longest = max((len(name) for name in shown), default=0)
     gap = "" if pairs or longest > 5 else "\n"  # names of blocks stand close together

@@ -93,6 +93,8 @@ def save(figure: Figure, path: Path) -> None:
 def plan_figure(plan: dict[str, Any], units: list[dict[str, Any]], path: Path) -> None:
     """Draw the denoiser with what the plan keeps (solid) and removes (hollow, hatched, struck out).
 
+    Pairs that lose only their temporal sub-layer are pale.
+
     A U-Net is drawn as a U, its pairs as boxes whose area follows their parameters; units of other
     families stand in rows in the order data meets them.
 
@@ -123,6 +125,8 @@ def _blocks(units: Sequence[dict[str, Any]]) -> dict[str, list[tuple[str, int]]]
     """Block -> its boxes (unit name, parameters): its pairs, or itself where it has none."""
     blocks: dict[str, list[tuple[str, int]]] = {}
     for unit in units:
+        if unit.get("kind") == "temporal":
+            continue
         name = str(unit["name"])
         block, index = split_name(name)
         boxes = blocks.setdefault(block, [])
@@ -199,12 +203,12 @@ def _block(
     axes.plot([x + 0.1, x + len(boxes) * _PITCH - 0.1], [y, y], color=MUTED, lw=1.1, zorder=1)
     for number, (name, parameters) in enumerate(boxes):
         centre, text = x + (number + 0.5) * _PITCH, short_count(parameters)
-        _box(axes, centre, y, sides[number], is_removed(name, removed))
+        _box(axes, centre, y, sides[number], is_removed(name, removed), f"{name}.temporal" in removed)
         axes.text(centre, y - reach - 0.12, text, ha="center", va="top", fontsize=8, color=MUTED)
 
 
-def _box(axes: Axes, x: float, y: float, side: float, gone: bool) -> None:
-    look: dict[str, Any] = {"facecolor": TOTAL, "edgecolor": TOTAL}
+def _box(axes: Axes, x: float, y: float, side: float, gone: bool, pale: bool = False) -> None:
+    look: dict[str, Any] = {"facecolor": TOTAL_LIGHT if pale else TOTAL, "edgecolor": TOTAL}
     if gone:
         look = {"facecolor": PAPER, "edgecolor": MOTION, "hatch": "\\\\\\\\", "linestyle": "-"}
     axes.add_patch(
@@ -240,6 +244,11 @@ def _key(axes: Axes, blocks: dict[str, list[tuple[str, int]]], removed: Sequence
     for offset, struck, text in ((0.0, False, f"kept: {len(names) - gone}"), (2.6, True, f"removed: {gone}")):
         _box(axes, start + offset, y, 0.42, struck)
         axes.text(start + offset + 0.45, y, text, va="center", fontsize=9.5)
+    pale = sum(f"{name}.temporal" in removed for name in names)
+    if pale:
+        _box(axes, start, y - 0.75, 0.42, False, True)
+        text = f"of the kept, without the temporal sub-layer: {pale}"
+        axes.text(start + 0.45, y - 0.75, text, va="center", fontsize=9.5)
     note = "area follows parameters"
     if "D.0" in blocks:
         note += "; dotted: skip connections"

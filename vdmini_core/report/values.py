@@ -40,9 +40,12 @@ def short_count(value: float | int | None) -> str:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """`D.1.pair.0` -> (`D.1`, `0`); a whole block or a layer of another family has no second part."""
-    block, found, index = name.partition(".pair.")
-    return (block, index) if found else (name, "")
+    """`D.1.pair.0` -> (`D.1`, `0`); a whole block or a layer of another family has no second part.
+
+    A temporal sub-layer is split as what it lies in.
+    """
+    block, _, index = name.removesuffix(".temporal").partition(".pair.")
+    return block, index
 
 
 def is_removed(name: str, removed: Sequence[str]) -> bool:
