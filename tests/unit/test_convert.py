@@ -189,7 +189,7 @@ def test_a_tokenizer_comes_along_and_pads_with_zeros(whole, tmp_path):
     made = convert_videocrafter("videocrafter2", source, tmp_path / "out", **more)
     assert made.notes == ()
     pipeline = vdmini_core.VideoCrafterPipeline.from_pretrained(tmp_path / "out")
-    found = pipeline._text("a dog", None, "cpu")
+    found = pipeline.encode_text("a dog", None, "cpu")
     ids = torch.tensor([[40, 42, 47, 41, 0, 0, 0]])
     with torch.no_grad():
         assert (found - text.eval().penultimate(ids)).abs().max() < 1e-5

@@ -22,6 +22,8 @@ from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
 from vdmini_core.errors import ModelError
+from vdmini_core.models import removal, topology
+from vdmini_core.models.pruned_unet import swap_modules
 
 DOWN_BLOCKS = (*("CrossAttnDownBlock3D",) * 3, "DownBlock3D")
 UP_BLOCKS = ("UpBlock3D", *("CrossAttnUpBlock3D",) * 3)
@@ -74,11 +76,13 @@ class ConditionedTimeEmbedding(TimestepEmbedding):
 class UNet3DFpsConditionModel(UNet3DConditionModel):
     """`UNet3DConditionModel` with an embedding of the frame rate and, where asked for, of guidance scales.
 
-    `DiffusionPipeline.from_pretrained` loads it after `import vdmini_core`. All arguments but the last are
-    the stock class's own.
+    `DiffusionPipeline.from_pretrained` loads it after `import vdmini_core`. All arguments but the two
+    last are the stock class's own.
 
     Args:
         motion_cond_proj_dim: width of the embedding of the motion guidance scale (T2V-Turbo-v2); None: none.
+        removed_units: canonical names of units that are not there (`vdmini_core.models.removal`); what is
+            kept has the whole model's module names, what is gone is a weightless placeholder.
     """
 
     # model_index.json names a foreign class by its module; diffusers finds it there once that is imported.
@@ -104,6 +108,7 @@ class UNet3DFpsConditionModel(UNet3DConditionModel):
         num_attention_heads: int | None = None,
         time_cond_proj_dim: int | None = None,
         motion_cond_proj_dim: int | None = None,
+        removed_units: tuple[str, ...] = (),
     ) -> None:
         if motion_cond_proj_dim is not None and time_cond_proj_dim is None:
             raise ModelError(
@@ -135,6 +140,9 @@ class UNet3DFpsConditionModel(UNet3DConditionModel):
             width, 4 * width, act_fn, time_cond_proj_dim, motion_cond_proj_dim
         )
         model.fps_embedding = TimestepEmbedding(width, 4 * width, act_fn=act_fn)
+        swap_modules(model, removal.placeholders(model, removed_units))
+        if not topology.inner_present(model):
+            model.num_upsamplers -= 1
 
     def forward(
         self,

@@ -6,7 +6,7 @@ needs one pass a step, another (VideoCrafter2) two passes and classifier-free gu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor
 from vdmini_core.errors import ModelError
 from vdmini_core.models.fps_unet import guidance_embedding
 
+TRAINED_TIMESTEPS = 1000
+MOTION_GUIDANCE = 0.05
 MOTION_SHARE = 0.3  # of the timesteps, from the noisiest on, in which motion guidance is on
 
 
@@ -55,7 +57,7 @@ class VideoCrafterPipeline(DiffusionPipeline):
         fps: int = 16,
         num_inference_steps: int = 8,
         guidance_scale: float = 7.5,
-        motion_guidance_scale: float = 0.05,
+        motion_guidance_scale: float = MOTION_GUIDANCE,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
@@ -90,55 +92,37 @@ class VideoCrafterPipeline(DiffusionPipeline):
             ModelError: without a prompt, or with a text where there is no tokenizer.
         """
         device = self._execution_device
-        text = self._text(prompt, prompt_embeds, device)
+        text = self.encode_text(prompt, prompt_embeds, device)
         count, unet = len(text), cast(Any, self.unet)
         two_passes = unet.config.time_cond_proj_dim is None and guidance_scale != 1
+        without = text
         if two_passes:
-            without = self._text(negative_prompt, negative_prompt_embeds, device)
-            text = torch.cat([without.expand(count, -1, -1), text])
+            without = self.encode_text(negative_prompt, negative_prompt_embeds, device)
+            without = without.expand(count, -1, -1)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         if latents is None:
             cells = (height // self.vae_scale_factor, width // self.vae_scale_factor)
             shape = (count, unet.config.in_channels, num_frames, *cells)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=text.dtype)
         current = final = latents.to(device) * self.scheduler.init_noise_sigma
+        conditions = {
+            "text": text,
+            "negative_text": without,
+            "fps": torch.full((count,), fps, device=device),
+            "guidance": torch.full((count,), guidance_scale, device=device),
+            "motion_guidance": torch.full((count,), motion_guidance_scale, device=device),
+        }
         for t in self.progress_bar(self.scheduler.timesteps):
-            guided = self._guided(current, t, text, fps, guidance_scale, motion_guidance_scale, two_passes)
+            guided = guided_noise(unet, current, t, conditions, two_passes)
             step = self.scheduler.step(guided, t, current, generator=generator)
             current, final = step.prev_sample, step.denoised
         # The consistency model's last word is its clean sample; DDIM's last step lands on its own.
         final = final if unet.config.time_cond_proj_dim is not None else current
         if output_type == "latent":
             return final
-        return self.video_processor.postprocess_video(self._decoded(final, decode_chunk_size), output_type)
+        return self.video_processor.postprocess_video(self.decode(final, decode_chunk_size), output_type)
 
-    def _guided(
-        self,
-        latents: Tensor,
-        t: Tensor,
-        text: Tensor,
-        fps: int,
-        guidance_scale: float,
-        motion_guidance_scale: float,
-        two_passes: bool,
-    ) -> Tensor:
-        """Predicted noise with guidance, like `latents`."""
-        unet, count = cast(Any, self.unet), len(latents)
-        if two_passes:
-            both = unet(torch.cat([latents, latents]), t, text, fps=fps, return_dict=False)[0]
-            without, with_text = both.chunk(2)
-            return without + guidance_scale * (with_text - without)
-        conditions = {}
-        if unet.config.time_cond_proj_dim is not None:
-            scale = torch.full((count,), guidance_scale, device=latents.device)
-            conditions["timestep_cond"] = guidance_embedding(scale, unet.config.time_cond_proj_dim)
-        if unet.config.motion_cond_proj_dim is not None:
-            on = int(t) >= self.scheduler.config.num_train_timesteps * (1 - MOTION_SHARE)
-            scale = torch.full((count,), motion_guidance_scale if on else 0.0, device=latents.device)
-            conditions["motion_cond"] = guidance_embedding(scale, unet.config.motion_cond_proj_dim)
-        return unet(latents, t, text, fps=fps, return_dict=False, **conditions)[0]
-
-    def _text(self, prompt: str | Sequence[str] | None, embeds: Tensor | None, device: Any) -> Tensor:
+    def encode_text(self, prompt: str | Sequence[str] | None, embeds: Tensor | None, device: Any) -> Tensor:
         """Text embeddings (B, N, D)."""
         if embeds is not None:
             return embeds.to(device)
@@ -158,9 +142,39 @@ class VideoCrafterPipeline(DiffusionPipeline):
             row[: len(tokens)] = torch.tensor(tokens)
         return encoder(ids.to(device)).last_hidden_state
 
-    def _decoded(self, latents: Tensor, chunk: int) -> Tensor:
+    def decode(self, latents: Tensor, chunk: int) -> Tensor:
         """Scaled latents (B, C, F, h, w) -> frames (B, 3, F, H, W) in -1..1."""
         vae = cast(Any, self.vae)
         frames = (latents / vae.config.scaling_factor).transpose(1, 2).flatten(0, 1)
         images = torch.cat([vae.decode(part.to(vae.dtype)).sample for part in frames.split(chunk)])
         return images.unflatten(0, (len(latents), -1)).transpose(1, 2).float()
+
+
+def guided_noise(
+    unet: Any, latents: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor], two_passes: bool
+) -> Tensor:
+    """Predicted noise with guidance, like `latents`.
+
+    Args:
+        unet: `UNet3DFpsConditionModel`.
+        latents: noisy (B, C, F, h, w).
+        timestep: one for all, or (B,).
+        conditions: `text` (B, N, D), `fps` (B,), `guidance` (B,); `negative_text` (B, N, D) for two passes;
+            `motion_guidance` (B,), 0.05 where it is left out.
+        two_passes: classifier-free guidance; else the guidance scale goes into a U-Net that takes it.
+    """
+    text, fps, guidance = (conditions[name] for name in ("text", "fps", "guidance"))
+    if two_passes:
+        both = torch.cat([conditions["negative_text"], text])
+        times = timestep.expand(len(latents)).repeat(2)
+        twice = torch.cat([latents, latents])
+        without, with_text = unet(twice, times, both, fps=fps.repeat(2), return_dict=False)[0].chunk(2)
+        return without + guidance.to(latents.dtype)[:, None, None, None, None] * (with_text - without)
+    given = {}
+    if unet.config.time_cond_proj_dim is not None:
+        given["timestep_cond"] = guidance_embedding(guidance, unet.config.time_cond_proj_dim)
+    if unet.config.motion_cond_proj_dim is not None:
+        motion = conditions.get("motion_guidance", torch.full_like(guidance, MOTION_GUIDANCE))
+        on = timestep.to(guidance.device) >= TRAINED_TIMESTEPS * (1 - MOTION_SHARE)
+        given["motion_cond"] = guidance_embedding(motion * on, unet.config.motion_cond_proj_dim)
+    return unet(latents, timestep, text, fps=fps, return_dict=False, **given)[0]
