@@ -149,6 +149,9 @@ def test_refusals_and_round_trip(cls, tmp_path):
     for wrong in (0, 600):
         with pytest.raises(ModelError, match="number of sampling steps"):
             scheduler.set_timesteps(wrong)
+    if cls is RescaledDDIMScheduler:  # 999 is a multiple of 1000 // 27
+        with pytest.raises(ModelError, match="up to 1000"):
+            scheduler.set_timesteps(27)
     scheduler.set_timesteps(4)
     with pytest.raises(ModelError, match="timestep 3 is not one"):
         scheduler.step(tensors(1)[0], 3, tensors(1)[0])

@@ -234,17 +234,18 @@ class RescaledDDIMScheduler(EpsilonScheduler):
         """1, 1 + c, 1 + 2c, ... in falling order, c = 1000 // steps; a few more where c does not divide.
 
         Raises:
-            ModelError: for fewer than one step, or so many that the top timestep is beyond the schedule.
+            ModelError: for fewer than one step, or a number (3, 9, 27, 600) that leads beyond the schedule.
         """
         trained = cast(Any, self).config.num_train_timesteps
-        most = trained // 2
-        if not 1 <= num_inference_steps <= most:
+        stride = trained // num_inference_steps if num_inference_steps > 0 else 0
+        timesteps = [t + 1 for t in range(0, trained, stride)] if stride else []
+        if not timesteps or timesteps[-1] >= trained:
             raise ModelError(
                 "this number of sampling steps is not possible",
-                expected=f"1 to {most}",
-                found=str(num_inference_steps),
+                expected=f"one whose last timestep is below {trained}, such as a divisor of it",
+                found=f"{num_inference_steps} steps" + (f", up to {timesteps[-1]}" if timesteps else ""),
             )
-        self._choose([t + 1 for t in range(0, trained, trained // num_inference_steps)][::-1], device)
+        self._choose(timesteps[::-1], device)
 
     def coefficients(self, timestep: Tensor | int, eta: float | None = None) -> DDIMCoefficients:
         """Numbers of the step from one of `timesteps` to the next one, 0-d float32 on the CPU."""
