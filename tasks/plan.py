@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +11,13 @@ from vdmini_core.errors import PlanError
 from vdmini_core.pruning.plan import VAE_DECODER_PLAN
 
 if TYPE_CHECKING:
-    from vdmini_core.models.base import Family, SamplingSettings
-
-MOST_CLIPS = 16  # for the joint evaluation of the solver's best answers: paired errors need few
+    from vdmini_core.models.base import SamplingSettings
 
 
 def run(job: StageJob) -> StageOutcome:
     """Make the plan of `plan.recipe` and draw it on the U-Net."""
     from tasks.models import load_teacher
+    from tasks.plan_trials import Trials, draw_frontier
     from vdmini_core.pruning.recipes import make_plan
     from vdmini_core.report.charts import plan_figure
 
@@ -27,6 +25,7 @@ def run(job: StageJob) -> StageOutcome:
     denoiser = getattr(pipeline, family.denoiser_name)
     sensitivity = read_json(job.artifact("profile") / "sensitivity.json")
     units = family.units(denoiser, settings)
+    trials = Trials(job, pipeline, family, settings, int(sensitivity["clips"]))
     plan = make_plan(
         job.params.plan,
         family,
@@ -36,12 +35,13 @@ def run(job: StageJob) -> StageOutcome:
         settings,
         job.params.base.seed,
         timing=read_timing(job),
-        evaluate=joint_damage(job, pipeline, family, settings, int(sensitivity["clips"])),
+        evaluate=trials.damage,
     )
     plan.save(job.out / "plan.json")
-    charts = ("plan.svg", "plan.png")
-    for chart in charts:
+    pictures = ("plan.svg", "plan.png")
+    for chart in pictures:
         plan_figure(plan.to_dict(), [unit.to_dict() for unit in units], job.out / chart)
+    charts = (*pictures, *draw_frontier(job, plan, units, sensitivity, trials))
     for note in plan.notes:
         job.monitor.note(f"plan: {note}")
     decoder = plan_vae_decoder(job, pipeline.vae, settings)
@@ -98,28 +98,3 @@ def read_timing(job: StageJob) -> dict[str, Any] | None:
         expected=str(Path("timing") / name),
         fix="profile, then copy artifacts/profile/timing.json there",
     )
-
-
-def joint_damage(
-    job: StageJob, pipeline: Any, family: Family, settings: SamplingSettings, clips: int
-) -> Callable[[tuple[str, ...]], float]:
-    """A function: removed units -> mean squared latent error of the student on the profile's own inputs."""
-    from vdmini_core.data.clips import load_clips
-    from vdmini_core.profiling.sensitivity import ProfileInputs, paired_damage, prepare_inputs, sample_all
-
-    batch_size, cache = job.params.sampling.batch_size, {}
-
-    def inputs() -> ProfileInputs:
-        if "inputs" not in cache:  # most recipes never ask
-            films = load_clips(job.artifact("prepare"), "validation", min(clips, MOST_CLIPS))
-            seed = job.params.base.seed
-            cache["inputs"] = prepare_inputs(pipeline, family, films, settings, seed, batch_size)
-        return cache["inputs"]
-
-    def evaluate(removed: tuple[str, ...]) -> float:
-        student = family.prune(getattr(pipeline, family.denoiser_name), removed)
-        shared = inputs()
-        latents = sample_all(pipeline, family, student, shared.noise, shared.conditions, settings, batch_size)
-        return paired_damage(latents, shared.latents)["paired_mse"]
-
-    return evaluate

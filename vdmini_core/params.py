@@ -133,7 +133,7 @@ class ProfileParams(Section):
 class PlanParams(Section):
     """What to remove."""
 
-    recipe: Literal["paper", "auto", "manual", "magnitude", "random"] = "auto"
+    recipe: Literal["paper", "auto", "manual", "magnitude", "random", "depgraph"] = "auto"
     units: tuple[str, ...] = Field((), description="units to remove, for recipe: manual")
     max_params_ratio: float | None = Field(None, gt=0, le=1, description="student / teacher parameters")
     max_flops_ratio: float | None = Field(None, gt=0, le=1, description="student / teacher FLOPs")
@@ -141,6 +141,9 @@ class PlanParams(Section):
     timing: str | None = Field(None, description="frozen timing file under timing/, for max_latency_ratio")
     metric: Literal["total", "content", "motion", "paired"] = Field(
         "paired", description="which damage of the profile the automatic recipe minimises"
+    )
+    frontier_points: int = Field(
+        4, ge=0, le=64, description="sizes at which the solver's best cut is tried too, for the picture"
     )
     vae_decoder: Literal["none", "paper", "light"] = Field(
         "none",
@@ -150,7 +153,9 @@ class PlanParams(Section):
     @model_validator(mode="after")
     def _budget_fits_recipe(self) -> PlanParams:
         budgets = (self.max_params_ratio, self.max_flops_ratio, self.max_latency_ratio)
-        if self.recipe in ("auto", "magnitude", "random") and not any(b is not None for b in budgets):
+        if self.recipe in ("auto", "magnitude", "random", "depgraph") and not any(
+            b is not None for b in budgets
+        ):
             raise ValueError(
                 f"recipe: {self.recipe} needs a budget: max_params_ratio, max_flops_ratio, max_latency_ratio"
             )
@@ -170,7 +175,7 @@ class PruneParams(Section):
 class DecoderRecoveryParams(Section):
     """Recovery of a cut VAE decoder (paper, Appendix A); counts where plan.vae_decoder is not none."""
 
-    steps: int = Field(600, ge=1)
+    steps: int = Field(2000, ge=1)
     batch_size: int = Field(2, ge=1, description="crops a step")
     crop_cells: int = Field(
         16, ge=4, description="latent cells of a crop's sides; norms see crops, so large ones are better"
@@ -181,7 +186,7 @@ class DecoderRecoveryParams(Section):
     lambda_perceptual: float = Field(0.1, ge=0, description="features of the VAE's own encoder")
     lambda_adversarial: float = Field(0.005, ge=0)
     adversarial_start: float = Field(
-        0.5, ge=0, le=1, description="share of the steps in which the discriminator learns alone"
+        0.75, ge=0, le=1, description="share of the steps in which the discriminator learns alone"
     )
     checkpoint_every: int = Field(100, ge=1)
     log_every: int = Field(20, ge=1)

@@ -16,15 +16,18 @@ from vdmini_core.report.charts import (
     loss_chart,
     plan_figure,
     sensitivity_chart,
+    speedup_chart,
 )
 from vdmini_core.report.figures import house_style
 from vdmini_core.report.values import is_removed, measured, short_count, split_name
 
 FRONTIER = [
-    {"name": "teacher", "speedup": 1.0, "fvd_teacher": 4.0},
-    {"name": "cut", "flops_ratio": 0.69, "fvd_teacher": {"value": 37.0, "low": 30.0, "high": 44.0}},
-    {"name": "not measured", "speedup": 2.0},
+    {"flops_ratio": 0.9, "paired_mse": 0.01, "paired_mse_low": 0.008, "paired_mse_high": 0.012, "best": True},
+    {"flops_ratio": 0.7, "paired_mse": 0.03, "paired_mse_low": 0.02, "paired_mse_high": 0.04, "chosen": True},
+    {"flops_ratio": 0.7, "paired_mse": 0.05, "paired_mse_low": 0.04, "paired_mse_high": 0.06, "paper": True},
+    {"flops_ratio": 0.5},
 ]
+SPEEDUP = {"unet": 1.4, "vae_decoder": 3.4, "end_to_end": 2.8, "not measured": None}
 
 
 def _draw_plan(path: Path) -> None:
@@ -36,6 +39,7 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
     "plan": _draw_plan,
     "losses": lambda path: loss_chart(fixture.losses(), path),
     "frontier": lambda path: frontier_chart(FRONTIER, path),
+    "speedup": lambda path: speedup_chart(SPEEDUP, path),
 }
 
 

@@ -10,6 +10,7 @@ from scipy import linalg
 from vdmini_core.errors import DataError
 from vdmini_core.metrics import (
     GaussianStats,
+    frechet_difference,
     frechet_distance,
     frechet_infinite,
     frechet_with_interval,
@@ -120,6 +121,25 @@ def test_paired_interval_is_the_narrower_one():
     assert (
         frechet_with_interval(a, b, paired=True).standard_error < frechet_with_interval(a, b).standard_error
     )
+
+
+def test_difference_tells_apart_what_the_intervals_of_two_distances_do_not():
+    rng = np.random.default_rng(4)
+    covered, told, overlapping = 0, 0, 0
+    for seed in range(30):
+        truth = rng.normal(size=(64, 8))
+        damage = rng.normal(size=truth.shape) * rng.gamma(1, 1, size=(64, 1))  # some clips are hard
+        worse, better = truth + damage, truth + 0.85 * damage
+        found = frechet_difference(worse, better, truth, seed)
+        apart = [frechet_with_interval(x, truth, seed, paired=True) for x in (worse, better)]
+        assert found.value == pytest.approx(apart[0].value - apart[1].value, abs=1e-9)
+        told += found.low > 0
+        overlapping += apart[0].low < apart[1].high
+        same = frechet_difference(truth + damage, truth + damage[::-1], truth, seed)
+        covered += same.low <= 0 <= same.high
+    assert told >= 24 and overlapping >= 20 and covered >= 26
+    with pytest.raises(DataError, match="differ in length"):
+        frechet_difference(truth, truth[:-1], truth)
 
 
 def test_extrapolation_takes_the_bias_away():

@@ -112,8 +112,12 @@ def test_answers_are_evaluated_together():
         return -len(asked)  # the last one asked is the best
 
     plan = plan_of(sensitivity(), recipe="auto", max_flops_ratio=0.9, evaluate=evaluate)
-    assert len(asked) == 5 and set(plan.removed) == set(asked[-1])
-    assert "evaluated together" in plan.notes[0]
+    assert len(asked) == 6 and asked[-1] == toys.PAPER  # the solver's five, and the paper's cut
+    assert plan.removed == toys.PAPER and plan.notes[0].startswith("the paper's cut")
+    asked.clear()
+    tight = plan_of(sensitivity(), recipe="auto", max_flops_ratio=0.2, evaluate=evaluate)
+    assert len(asked) == 5 and set(tight.removed) == set(asked[-1])  # the paper's is over this budget
+    assert "evaluated together" in tight.notes[0]
 
 
 def test_random_follows_its_seed():

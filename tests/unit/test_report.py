@@ -76,9 +76,9 @@ def test_names_from_outside_are_escaped(html: str) -> None:
 
 def test_ids_are_used_once_per_drawing_and_labels_exist(html: str) -> None:
     page = _Page(html)
-    own = [name for name in page.ids if not name.startswith(("sensitivity-", "plan-", "losses-"))]
+    own = [name for name in page.ids if not name.startswith(("sensitivity-", "plan-", "losses-", "speedup-"))]
     assert len(own) == len(set(own))
-    assert html.count('role="img" aria-label="') == 3
+    assert html.count('role="img" aria-label="') == 4
     assert "<caption>" in html and "prefers-reduced-motion" in html
 
 

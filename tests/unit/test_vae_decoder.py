@@ -101,18 +101,32 @@ def test_any_plan_gives_the_predicted_decoder(widths: tuple[int, ...], layers: i
         assume(choices)
         channels.append(data.draw(st.sampled_from(choices)))
     kept = tuple(data.draw(st.integers(1, layers + 1)) for _ in outward)
-    plan = plan_of(vae, tuple(channels), kept, False)
+    inner = tuple(data.draw(st.sampled_from(range(32, width + 1, 32))) for width in channels)
+    plan = plan_of(vae, tuple(channels), kept, False, inner)
     student = prune_decoder(vae, plan)
     out = decoded(student)
     side = 4 * 2 ** (len(widths) - 1)
     assert out.shape == (2, 3, side, side) and bool(torch.isfinite(out).all())
     latent = (4, *SMALL.latent_size, SMALL.frames)
-    assert estimated_flops(plan.channels, plan.layers, latent) == plan.expected_flops
+    assert estimated_flops(plan.channels, plan.layers, latent, inner) == plan.expected_flops
+
+
+def test_streams_that_carry_absolute_values_stay_and_resnets_give() -> None:
+    """Three channels a normalisation group or more, where the teacher has them."""
+    vae = tiny_vae((96, 64, 96))
+    plan = plan_decoder(vae, SMALL, "paper")
+    assert plan.channels == (96, 64, 96) and plan.inner_channels < plan.channels
+    assert plan.teacher_flops / plan.expected_flops >= 3.37
+    assert "inside resnets" in plan.describe()
+    student: Any = prune_decoder(vae, plan)
+    kept = student.decoder.up_blocks[0].resnets[0].temporal_res_block
+    assert kept.conv1.out_channels == kept.conv2.in_channels == plan.inner_channels[0]
+    assert kept.conv2.out_channels == 96
 
 
 def test_saved_and_loaded_it_repeats_its_output(tmp_path: Path) -> None:
     vae = tiny_vae()
-    student = prune_decoder(vae, plan_of(vae, (96, 64, 32), (2, 1, 1), False))
+    student = prune_decoder(vae, plan_of(vae, (96, 64, 32), (2, 1, 1), False, (64, 64, 32)))
     student.save_pretrained(tmp_path)
     again = AutoencoderKLTemporalPrunedDecoder.from_pretrained(tmp_path).eval()
     for parameter in again.parameters():  # out of the mapped file, into aligned memory
@@ -134,6 +148,7 @@ def test_a_plan_survives_its_file_and_refuses_another_decoder(tmp_path: Path) ->
     edits: list[dict[str, Any]] = [
         {"channels": (96, 48, 32)},
         {"layers": (2, 9, 1)},
+        {"inner_channels": (96, 96, 32)},
         {"mid_block": True, "channels": (64, 32, 64)},
     ]
     for edited in edits:

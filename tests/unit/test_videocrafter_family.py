@@ -129,6 +129,21 @@ def test_the_papers_student_is_saved_loaded_and_cut_again(unet, tmp_path):
         removal.canonical_units(unet, ["D.0.pair.11"])
 
 
+def test_insides_can_be_narrower(unet, tmp_path):
+    kept = {
+        "up_blocks.1.attentions.0.transformer_blocks.0.ff": [*range(0, 256, 2)],
+        "down_blocks.1.temp_attentions.1.transformer_blocks.0.ff": [*range(32, 128)],
+    }
+    student = FAMILY.prune(unet, ["M"], kept)
+    state = unet.state_dict()
+    for path, index in kept.items():
+        network = student.get_submodule(path)
+        assert network.net[2].in_features == len(index)
+        assert torch.equal(network.net[2].weight, state[f"{path}.net.2.weight"][:, index])
+    student.save_pretrained(tmp_path)
+    assert torch.equal(forward(load_denoiser(tmp_path), given()), forward(student, given()))
+
+
 def test_what_lies_before_a_unit_is_replayed_bit_by_bit(unet):
     points = FAMILY.trace_points(unet)
     with recorded(unet, points, 10**9) as trace:

@@ -41,12 +41,26 @@ def decoded(vae: Any) -> torch.Tensor:
     return out
 
 
-def plan_of(vae: Any, channels: tuple[int, ...], layers: tuple[int, ...], mid: bool) -> DecoderPlan:
+def plan_of(
+    vae: Any,
+    channels: tuple[int, ...],
+    layers: tuple[int, ...],
+    mid: bool,
+    inner: tuple[int, ...] | None = None,
+) -> DecoderPlan:
     """A plan by hand, sizes counted on a fresh student."""
+    inner = inner or channels
     own = {k: v for k, v in vae.config.items() if not k.startswith("_")}
     student: Any = AutoencoderKLTemporalPrunedDecoder.from_config(
-        {**own, "decoder_channels": channels, "decoder_layers": layers, "decoder_mid_block": mid}
+        {
+            **own,
+            "decoder_channels": channels,
+            "decoder_inner_channels": inner,
+            "decoder_layers": layers,
+            "decoder_mid_block": mid,
+        }
     )
     size = sum(p.numel() for p in student.decoder.parameters())
     widths = tuple(reversed(vae.config.block_out_channels))
-    return DecoderPlan("manual", channels, layers, mid, widths, 0, 0, size, decoder_flops(student, SMALL)[""])
+    flops = decoder_flops(student, SMALL)[""]
+    return DecoderPlan("manual", channels, inner, layers, mid, widths, 0, 0, size, flops)

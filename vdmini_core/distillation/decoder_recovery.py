@@ -122,16 +122,19 @@ def recover_decoder(
         judge.load_state_dict(state["judge"])
         average.average = {name: value.to(device) for name, value in state["average"].items()}
         done, rows = state["step"], state["rows"]
+    latents_of = LatentCache(teacher, clips_uint8, device)
     student.decoder.train()
     for step in range(done, params.steps):
         for group in optimizer.param_groups:
             group["lr"] = params.learning_rate * loop.learning_rate_factor(
                 step, params.steps, params.warmup_steps
             )
-        latents, real = _draw(teacher, clips_uint8, params, loop.step_generator(seed, step), device)
+        generator = loop.step_generator(seed, step)
+        latents, real = _draw(latents_of, params, generator)
+        judged = int(torch.randint(real.shape[1], (), generator=generator))
         optimizer.zero_grad(set_to_none=True)
         made = decode(student, latents)
-        terms = _terms(made, real, teacher.encoder, discriminator, params, step)
+        terms = _terms(made, real, judged, teacher.encoder, discriminator, params, step)
         terms["loss"].backward()
         loop.check_finite(terms["loss"], step)
         torch.nn.utils.clip_grad_norm_(student.decoder.parameters(), 1.0, error_if_nonfinite=True)
@@ -164,21 +167,36 @@ def _seeded_discriminator(seed: int) -> PatchDiscriminator:
         return PatchDiscriminator()
 
 
-@torch.no_grad()
-def _draw(
-    teacher: Any,
-    clips: Tensor,
-    params: DecoderRecoveryParams,
-    generator: torch.Generator,
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Latents (B, F, C, h, w) and the frames in -1..1 they came from, cropped in space and time alike.
+class LatentCache:
+    """Latents of whole clips, each encoded once, when it is first drawn.
 
-    Whole frames are encoded and then cropped: a crop encoded alone would have other latents, through
-    normalisation, padding and attention.
+    A crop encoded alone would have other latents, through normalisation, padding and attention.
     """
-    count, frames, height, width = clips.shape[:4]
-    cell = 2 ** (len(teacher.config.block_out_channels) - 1)
+
+    def __init__(self, teacher: Any, clips_BFHWC: Tensor, device: torch.device) -> None:
+        self.teacher, self.clips, self.device = teacher, clips_BFHWC, device
+        self.cell = 2 ** (len(teacher.config.block_out_channels) - 1)
+        self._known: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def __getitem__(self, index: int) -> Tensor:
+        """Latents (F, C, h, w) of a clip."""
+        if index not in self._known:
+            frames_FCHW = self.frames(index, slice(None))
+            self._known[index] = self.teacher.encode(frames_FCHW).latent_dist.mode().cpu()
+        return self._known[index].to(self.device)
+
+    def frames(self, index: int, window: slice) -> Tensor:
+        """Frames (F, C, H, W) of a clip in -1..1."""
+        return self.clips[index, window].to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _draw(
+    latents_of: LatentCache, params: DecoderRecoveryParams, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Latents (B, F, C, h, w) and the frames in -1..1 they came from, cropped in space and time alike."""
+    count, frames, height, width = latents_of.clips.shape[:4]
+    cell = latents_of.cell
     length = min(params.crop_frames, frames)
     tall, wide = (min(params.crop_cells, n // cell) for n in (height, width))
 
@@ -187,31 +205,35 @@ def _draw(
 
     latents, pixels = [], []
     for _ in range(params.batch_size):
-        clip, start = clips[integer(count)], integer(frames - length + 1)
+        clip, start = integer(count), integer(frames - length + 1)
         top, left = integer(height // cell - tall + 1), integer(width // cell - wide + 1)
-        real_FCHW = clip[start : start + length].to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        whole_FChw = teacher.encode(real_FCHW).latent_dist.mode()
-        latents.append(whole_FChw[..., top : top + tall, left : left + wide])
+        window = slice(start, start + length)
+        latents.append(latents_of[clip][window, :, top : top + tall, left : left + wide])
         rows, columns = (slice(cell * a, cell * (a + n)) for a, n in ((top, tall), (left, wide)))
-        pixels.append(real_FCHW[..., rows, columns])
+        pixels.append(latents_of.frames(clip, window)[..., rows, columns])
     return torch.stack(latents), torch.stack(pixels)
 
 
 def _terms(
     made: Tensor,
     real: Tensor,
+    judged: int,
     encoder: Any,
     discriminator: nn.Module,
     params: DecoderRecoveryParams,
     step: int,
 ) -> dict[str, Tensor]:
-    """Reconstruction L1 + 10 MSE, and the weighted other terms."""
+    """Reconstruction L1 + 10 MSE, and the weighted other terms.
+
+    The perceptual network judges frame `judged` of each clip alone: on all frames it would cost more than the
+    decoder itself.
+    """
     error = made - real
     l1, mse = error.abs().mean(), error.square().mean()
     terms = {"l1": l1, "mse": mse}
     loss = l1 + 10 * mse
     if params.lambda_perceptual > 0:
-        terms["perceptual"] = perceptual_distance(encoder, made.flatten(0, 1), real.flatten(0, 1))
+        terms["perceptual"] = perceptual_distance(encoder, made[:, judged], real[:, judged])
         loss = loss + params.lambda_perceptual * terms["perceptual"]
     if params.lambda_adversarial > 0:
         terms["adversarial"] = -discriminator(with_predecessor(made)).mean()

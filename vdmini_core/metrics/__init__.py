@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vdmini_core.metrics.uncertainty import (
         FrechetResult,
         NoiseFloor,
+        frechet_difference,
         frechet_infinite,
         frechet_with_interval,
         noise_floor,
@@ -41,6 +42,7 @@ _HOMES = {
     "compare_latency": "metrics.speed",
     "count_flops": "metrics.speed",
     "folder_distance": "metrics.folder_distance",
+    "frechet_difference": "metrics.uncertainty",
     "frechet_distance": "metrics.frechet",
     "frechet_infinite": "metrics.uncertainty",
     "frechet_with_interval": "metrics.uncertainty",
@@ -68,6 +70,7 @@ __all__ = [
     "compare_latency",
     "count_flops",
     "folder_distance",
+    "frechet_difference",
     "frechet_distance",
     "frechet_infinite",
     "frechet_with_interval",

@@ -5,7 +5,7 @@ Shape letters: B batch, F frames, C channels, H height, W width (pixels), h w (l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -174,11 +174,24 @@ class Family(Protocol):
         """Unit or block name -> dotted path of the module whose output is its feature (B*F, C, h, w)."""
         ...
 
-    def prune(self, denoiser: nn.Module, removed: Sequence[str]) -> nn.Module:
-        """A new, smaller denoiser with the kept weights copied by the plan's own name map."""
+    def prune(
+        self,
+        denoiser: nn.Module,
+        removed: Sequence[str],
+        channels: Mapping[str, Sequence[int]] | None = None,
+    ) -> nn.Module:
+        """A new, smaller denoiser with the kept weights copied by the plan's own name map.
+
+        `channels`: module path -> the inner channels that stay there (`vdmini_core.models.narrow`).
+        """
         ...
 
-    def outline(self, denoiser: nn.Module, removed: Sequence[str]) -> Student:
+    def outline(
+        self,
+        denoiser: nn.Module,
+        removed: Sequence[str],
+        channels: Mapping[str, Sequence[int]] | None = None,
+    ) -> Student:
         """The student's shape and name map without its weights (meta device)."""
         ...
 

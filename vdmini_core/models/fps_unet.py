@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vdmini_core.errors import ModelError
 from vdmini_core.models import removal, topology
+from vdmini_core.models.narrow import narrow_inside
 from vdmini_core.models.pruned_unet import swap_modules
 
 DOWN_BLOCKS = (*("CrossAttnDownBlock3D",) * 3, "DownBlock3D")
@@ -76,13 +77,15 @@ class ConditionedTimeEmbedding(TimestepEmbedding):
 class UNet3DFpsConditionModel(UNet3DConditionModel):
     """`UNet3DConditionModel` with an embedding of the frame rate and, where asked for, of guidance scales.
 
-    `DiffusionPipeline.from_pretrained` loads it after `import vdmini_core`. All arguments but the two
-    last are the stock class's own.
+    `DiffusionPipeline.from_pretrained` loads it after `import vdmini_core`. All arguments but the
+    last three are the stock class's own.
 
     Args:
         motion_cond_proj_dim: width of the embedding of the motion guidance scale (T2V-Turbo-v2); None: none.
         removed_units: canonical names of units that are not there (`vdmini_core.models.removal`); what is
             kept has the whole model's module names, what is gone is a weightless placeholder.
+        inner_widths: dotted path of a resnet or feed-forward network -> its inner channels, where fewer than
+            the whole model's (`vdmini_core.models.narrow`).
     """
 
     # model_index.json names a foreign class by its module; diffusers finds it there once that is imported.
@@ -109,6 +112,7 @@ class UNet3DFpsConditionModel(UNet3DConditionModel):
         time_cond_proj_dim: int | None = None,
         motion_cond_proj_dim: int | None = None,
         removed_units: tuple[str, ...] = (),
+        inner_widths: dict[str, int] | None = None,
     ) -> None:
         if motion_cond_proj_dim is not None and time_cond_proj_dim is None:
             raise ModelError(
@@ -140,6 +144,8 @@ class UNet3DFpsConditionModel(UNet3DConditionModel):
             width, 4 * width, act_fn, time_cond_proj_dim, motion_cond_proj_dim
         )
         model.fps_embedding = TimestepEmbedding(width, 4 * width, act_fn=act_fn)
+        for path, channels in (inner_widths or {}).items():
+            narrow_inside(model.get_submodule(path), channels)
         swap_modules(model, removal.placeholders(model, removed_units))
         if not topology.inner_present(model):
             model.num_upsamplers -= 1

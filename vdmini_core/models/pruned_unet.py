@@ -23,6 +23,8 @@ from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vdmini_core.models.narrow import narrow_inside
+
 DOWN_BLOCKS = (*("CrossAttnDownBlockSpatioTemporal",) * 3, "DownBlockSpatioTemporal")
 UP_BLOCKS = ("UpBlockSpatioTemporal", *("CrossAttnUpBlockSpatioTemporal",) * 3)
 
@@ -104,12 +106,14 @@ class DroppedInnerUp(nn.Module):
 
 
 class UNetSpatioTemporalPrunedModel(UNetSpatioTemporalConditionModel):
-    """SVD's U-Net without `removed_units`; all other arguments are the teacher's own config.
+    """SVD's U-Net without `removed_units`, narrower in `inner_widths`; the rest is the teacher's own config.
 
     `DiffusionPipeline.from_pretrained` loads it after `import vdmini_core`.
 
     Args:
         removed_units: canonical unit names (`vdmini_core.models.removal.canonical_units`), teacher naming.
+        inner_widths: dotted path of a resnet or feed-forward network -> its inner channels, where fewer than
+            the teacher's (`vdmini_core.models.narrow`).
     """
 
     # model_index.json names a foreign class by its module; diffusers finds it there once that is imported.
@@ -132,6 +136,7 @@ class UNetSpatioTemporalPrunedModel(UNetSpatioTemporalConditionModel):
         num_attention_heads: int | tuple[int, ...] = (5, 10, 20, 20),
         num_frames: int = 25,
         removed_units: tuple[str, ...] = (),
+        inner_widths: dict[str, int] | None = None,
     ) -> None:
         super().__init__(
             sample_size=sample_size,
@@ -151,6 +156,8 @@ class UNetSpatioTemporalPrunedModel(UNetSpatioTemporalConditionModel):
         from vdmini_core.models.removal import placeholders
 
         model = cast(Any, self)  # diffusers is untyped to the checker
+        for path, channels in (inner_widths or {}).items():
+            narrow_inside(model.get_submodule(path), channels)
         swap_modules(model, placeholders(model, removed_units))
         if self.inner_level_removed:
             model.num_upsamplers -= 1

@@ -14,16 +14,18 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
 from torch import nn
 
+from vdmini_core.models.narrow import narrow_inside
 from vdmini_core.models.pruned_unet import DroppedBlock, swap_modules
 
 
 class AutoencoderKLTemporalPrunedDecoder(AutoencoderKLTemporalDecoder):
-    """`AutoencoderKLTemporalDecoder` whose decoder has `decoder_channels` and `decoder_layers`.
+    """`AutoencoderKLTemporalDecoder` with decoder widths and layers of its own.
 
     `DiffusionPipeline.from_pretrained` loads it after `import vdmini_core`.
 
     Args:
         decoder_channels: width of each up block, from the latents outwards (the stock order is inwards).
+        decoder_inner_channels: width between the convolutions of each block's resnets; None: the block's.
         decoder_layers: resnets kept in each up block, the first ones.
         decoder_mid_block: whether the mid block stays.
     """
@@ -46,6 +48,7 @@ class AutoencoderKLTemporalPrunedDecoder(AutoencoderKLTemporalDecoder):
         decoder_channels: tuple[int, ...] = (64,),
         decoder_layers: tuple[int, ...] = (2,),
         decoder_mid_block: bool = True,
+        decoder_inner_channels: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -64,8 +67,13 @@ class AutoencoderKLTemporalPrunedDecoder(AutoencoderKLTemporalDecoder):
             block_out_channels=cast(Any, tuple(reversed(decoder_channels))),
             layers_per_block=layers_per_block,
         )
-        for block, layers in zip(cast(Any, decoder.up_blocks), decoder_layers, strict=True):
+        inner_channels = decoder_channels if decoder_inner_channels is None else decoder_inner_channels
+        up_blocks = cast(Any, decoder.up_blocks)
+        for block, layers, inner in zip(up_blocks, decoder_layers, inner_channels, strict=True):
             block.resnets = nn.ModuleList(list(block.resnets)[:layers])
+            for resnet in block.resnets:
+                narrow_inside(resnet.spatial_res_block, inner)
+                narrow_inside(resnet.temporal_res_block, inner)
         if not decoder_mid_block:
             swap_modules(decoder, {"mid_block": DroppedBlock()})
         cast(Any, self).decoder = decoder

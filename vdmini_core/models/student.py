@@ -10,43 +10,62 @@ from torch import nn
 
 from vdmini_core.models import removal, topology
 from vdmini_core.models.base import Student
+from vdmini_core.models.narrow import kept_part
 from vdmini_core.models.pruned_unet import UNetSpatioTemporalPrunedModel, build_on_meta
 
+OWN_ARGUMENTS = ("removed_units", "inner_widths")  # of the pruned class; all others are stock
 
-def build_student(teacher: nn.Module, names: Iterable[str], weights: bool = True) -> Student:
+
+def build_student(
+    teacher: nn.Module,
+    names: Iterable[str],
+    weights: bool = True,
+    channels: Mapping[str, Sequence[int]] | None = None,
+) -> Student:
     """Cut `names` out of a copy of `teacher`.
 
     Args:
         teacher: stock or already pruned U-Net; it is not changed.
         names: units to remove.
         weights: False gives the student on the meta device.
+        channels: path of a resnet or feed-forward network -> its inner channels that stay, ascending.
 
     Raises:
         PlanError: unknown units, or a cut that is not possible.
     """
-    removed = removal.canonical_units(teacher, names)
-    layers = _stock_layers(teacher, removed)
+    removed, kept = removal.canonical_units(teacher, names), dict(channels or {})
+    layers = None if kept else _stock_layers(teacher, removed)
     if layers is not None:
         # Nothing removed leaves the config as it is written, down to the spelling.
         config = {**_config(teacher), **({"layers_per_block": layers} if removed else {})}
         student = build_on_meta(UNetSpatioTemporalConditionModel, config)
         layer_map = _stock_map(teacher, removed, student)
     else:
-        config = {**_config(teacher), "removed_units": list(_all_removed(teacher, removed))}
+        widths = {path: len(index) for path, index in kept.items()}
+        config = {
+            **_config(teacher),
+            "removed_units": list(_all_removed(teacher, removed)),
+            "inner_widths": {**_narrowed(teacher), **widths} or None,
+        }
         student = build_on_meta(_classes_of(teacher)[1], config)
         layer_map = {path: path for path in weight_groups(student)}
     if weights:
-        copy_weights(teacher, student, layer_map)
+        copy_weights(teacher, student, layer_map, kept)
     return Student(student, layer_map, removed)
 
 
-def copy_weights(teacher: nn.Module, student: nn.Module, layer_map: Mapping[str, str]) -> None:
-    """Give the (meta) student its own copies of the teacher's weights, by the map."""
-    source = teacher.state_dict()
-    state = {}
+def copy_weights(
+    teacher: nn.Module,
+    student: nn.Module,
+    layer_map: Mapping[str, str],
+    kept: Mapping[str, Sequence[int]] | None = None,
+) -> None:
+    """Give the (meta) student its own copies of the teacher's weights, by the map and the channels kept."""
+    source, state = teacher.state_dict(), {}
     for name in student.state_dict():
         group = group_of(name)
-        state[name] = source[layer_map[group] + name.removeprefix(group)].clone()
+        origin = layer_map[group] + name.removeprefix(group)
+        state[name] = kept_part(teacher, origin, source[origin], kept or {})
     student.load_state_dict(state, strict=True, assign=True)
     reference = next(teacher.parameters())
     for parameter in student.parameters():
@@ -65,7 +84,12 @@ def weight_groups(model: nn.Module) -> list[str]:
 
 
 def _config(unet: Any) -> dict[str, Any]:
-    return {k: v for k, v in unet.config.items() if not k.startswith("_") and k != "removed_units"}
+    return {k: v for k, v in unet.config.items() if not k.startswith("_") and k not in OWN_ARGUMENTS}
+
+
+def _narrowed(teacher: Any) -> dict[str, int]:
+    """Inner widths of an already pruned teacher."""
+    return dict(teacher.config.get("inner_widths") or {})
 
 
 def _classes_of(teacher: nn.Module) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ A family adds how its U-Net is conditioned and sampled.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,13 +68,23 @@ class UNetFamily:
         order = topology.block_names(denoiser)
         return dict(sorted(points.items(), key=lambda item: order.index(topology.block_of(item[0]))))
 
-    def prune(self, denoiser: nn.Module, removed: Sequence[str]) -> nn.Module:
+    def prune(
+        self,
+        denoiser: nn.Module,
+        removed: Sequence[str],
+        channels: Mapping[str, Sequence[int]] | None = None,
+    ) -> nn.Module:
         """A new, smaller denoiser: the stock class where its config can express the cut, else ours."""
-        return build_student(denoiser, removed).model
+        return build_student(denoiser, removed, channels=channels).model
 
-    def outline(self, denoiser: nn.Module, removed: Sequence[str]) -> Student:
+    def outline(
+        self,
+        denoiser: nn.Module,
+        removed: Sequence[str],
+        channels: Mapping[str, Sequence[int]] | None = None,
+    ) -> Student:
         """The student's shape and name map without its weights (meta device)."""
-        return build_student(denoiser, removed, weights=False)
+        return build_student(denoiser, removed, weights=False, channels=channels)
 
     def cuts(self, denoiser: nn.Module, settings: SamplingSettings) -> list[Cut]:
         """Every removable pair, `M`, the innermost level whole (named `inner`), and temporal sub-layers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ class Plan:
     """What to remove, bound to one teacher.
 
     Attributes:
-        recipe: how it was chosen: `paper`, `auto`, `manual`, `magnitude`, `random`.
+        recipe: how it was chosen: `paper`, `auto`, `manual`, `magnitude`, `random`, `depgraph`.
         removed: units in canonical spelling, in the order the data meets them.
         teacher_fingerprint: sha256 of the teacher it is for, or `architecture:...` where any weights do.
         family: name of the model family.
@@ -27,6 +27,7 @@ class Plan:
         expected_flops: operations of one pass of the student.
         layer_map: student module path prefix -> teacher module path prefix; weight copy reads it.
         feature_pairs: (student module path, teacher module path) whose outputs match; recovery reads it.
+        channels: module path -> the inner channels that stay there, ascending, where not all do.
         notes: sentences for people: budget, damage, runners-up.
     """
 
@@ -40,6 +41,7 @@ class Plan:
     expected_flops: int
     layer_map: dict[str, str]
     feature_pairs: tuple[tuple[str, str], ...]
+    channels: dict[str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -57,6 +59,7 @@ class Plan:
         data = asdict(self)
         data["removed"], data["notes"] = list(self.removed), list(self.notes)
         data["feature_pairs"] = [list(pair) for pair in self.feature_pairs]
+        data["channels"] = {path: list(kept) for path, kept in self.channels.items()}
         return data
 
     @classmethod
@@ -66,12 +69,13 @@ class Plan:
         Raises:
             PlanError: keys missing, unknown or of the wrong type.
         """
-        names = [field.name for field in fields(cls)]
+        names = [part.name for part in fields(cls)]
         if not isinstance(data, dict) or sorted(data) != sorted(names):
             found = ", ".join(sorted(data)) if isinstance(data, dict) else type(data).__name__
             raise PlanError("this is not a plan", expected=", ".join(names), found=found)
         try:
             pairs = tuple((str(student), str(teacher)) for student, teacher in data["feature_pairs"])
+            channels = {str(k): tuple(int(c) for c in kept) for k, kept in data["channels"].items()}
             layer_map = {str(k): str(v) for k, v in data["layer_map"].items()}
             removed, notes = (tuple(str(x) for x in data[key]) for key in ("removed", "notes"))
             numbers = {key: int(data[key]) for key in names if key.endswith(("_params", "_flops"))}
@@ -84,6 +88,7 @@ class Plan:
             family=str(data["family"]),
             layer_map=layer_map,
             feature_pairs=pairs,
+            channels=channels,
             notes=notes,
             **numbers,
         )
@@ -110,7 +115,8 @@ class Plan:
         """The plan as a short table for people."""
         lines = [
             f"recipe      {self.recipe}",
-            f"removed     {', '.join(self.removed) or 'nothing'}",
+            f"removed     {', '.join(self.removed) or 'nothing'}"
+            + (f"; inner channels of {len(self.channels)} layers" if self.channels else ""),
             f"parameters  {_size(self.teacher_params)} -> {_size(self.expected_params)}"
             f"  ({self.params_ratio:.1%} left)",
             f"FLOPs       {_size(self.teacher_flops)} -> {_size(self.expected_flops)}"
@@ -125,7 +131,8 @@ def diff_plans(first: Plan, second: Plan) -> dict[str, Any]:
 
     Returns:
         `only_first`, `only_second`: units removed by one alone; `same_teacher`; `changed`: field -> [a, b]
-        for recipe, expected parameters and operations.
+        for recipe, expected parameters and operations; `narrowed`: module path -> inner channels left in
+        each (None: all), where they differ.
     """
     compared = ("recipe", "family", "expected_params", "expected_flops")
     return {
@@ -136,6 +143,11 @@ def diff_plans(first: Plan, second: Plan) -> dict[str, Any]:
             name: [getattr(first, name), getattr(second, name)]
             for name in compared
             if getattr(first, name) != getattr(second, name)
+        },
+        "narrowed": {
+            path: [len(plan.channels[path]) if path in plan.channels else None for plan in (first, second)]
+            for path in sorted({*first.channels, *second.channels})
+            if first.channels.get(path) != second.channels.get(path)
         },
     }
 

@@ -1,9 +1,10 @@
-"""How a plan is chosen: the paper's cut, the solver under a budget, by hand, and two baselines."""
+"""How a plan is chosen: the paper's cut, the solver under a budget, by hand, and three baselines."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,14 @@ DAMAGE_COLUMN = {"total": "fvd", "content": "content", "motion": "motion", "pair
 RUNNERS_UP = 5
 
 Evaluate = Callable[[tuple[str, ...]], float]
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """Inner channels that stay (module path -> indices), and the operations saved by the rest."""
+
+    channels: dict[str, tuple[int, ...]]
+    flops: int
 
 
 def make_plan(
@@ -51,6 +60,8 @@ def make_plan(
     Raises:
         PlanError: impossible budget (with the smallest ratio within reach), unknown unit, missing profile.
     """
+    if params.recipe == "depgraph":
+        return _depgraph(params, family, denoiser, settings)
     cuts = _on_offer(family.cuts(denoiser, settings), params, sensitivity)
     budgets = _budgets(params, denoiser, settings, cuts, timing, units)
     notes: list[str] = []
@@ -61,7 +72,8 @@ def make_plan(
     else:
         _refuse_impossible(cuts, budgets)
         if params.recipe == "auto":
-            removed = _auto(params, cuts, budgets, units, sensitivity, evaluate, notes)
+            paper = _paper_candidate(family, denoiser, cuts, budgets)
+            removed = _auto(params, cuts, budgets, units, sensitivity, evaluate, notes, paper)
         else:
             order = _magnitude_order(denoiser, cuts, units) if params.recipe == "magnitude" else None
             removed = _in_order(cuts, _random_order(cuts, seed) if order is None else order, budgets)
@@ -77,18 +89,20 @@ def describe_plan(
     notes: Sequence[str] = (),
     budgets: Sequence[Budget] = (),
     cuts: Sequence[Cut] = (),
+    narrowed: Narrowed | None = None,
 ) -> Plan:
-    """The plan that removes `removed`.
+    """The plan that removes `removed`, and the channels of `narrowed`.
 
     Parameters are counted on the student's real shape (meta device); operations are the teacher's less
     those of the cuts, which add up exactly.
     """
-    outline = family.outline(denoiser, removed)  # refuses what is impossible before anything is counted
+    narrowed = narrowed or Narrowed({}, 0)
+    # refuses what is impossible before anything is counted
+    outline = family.outline(denoiser, removed, narrowed.channels)
     cuts = cuts or family.cuts(denoiser, settings)
     flops = total_flops(denoiser, settings)
     student, points = outline.model, family.feature_points(outline.model)
-    chosen = [i for i, cut in enumerate(cuts) if set(cut.units) <= set(outline.removed)]
-    chosen = [i for i in chosen if not any(cuts[i].name in cuts[j].conflicts for j in chosen)]
+    chosen = _cuts_of(outline.removed, cuts)
     fixed = recipe in ("paper", "manual")
     unmet = [
         f"{budget.name} is {budget.left(chosen) / budget.total:.3f}, over the budget of"
@@ -104,9 +118,10 @@ def describe_plan(
         teacher_params=_size(denoiser),
         teacher_flops=flops,
         expected_params=_size(student),
-        expected_flops=flops - sum(cuts[i].flops for i in chosen),
+        expected_flops=flops - sum(cuts[i].flops for i in chosen) - narrowed.flops,
         layer_map=outline.layer_map,
         feature_pairs=tuple((path, outline.layer_map[path]) for path in points.values()),
+        channels=narrowed.channels,
         notes=(*notes, *unmet),
     )
 
@@ -137,7 +152,12 @@ def _on_offer(cuts: Sequence[Cut], params: PlanParams, sensitivity: Mapping[str,
     asked: set[str] = set(params.units) if params.recipe == "manual" else set()
     if params.recipe == "auto" and sensitivity is not None:
         asked = {row["name"] for row in sensitivity["units"]}
-    return [cut for cut in cuts if not cut.optional or set(cut.units) <= asked]
+    return on_offer(cuts, asked)
+
+
+def on_offer(cuts: Sequence[Cut], asked: Collection[str]) -> list[Cut]:
+    """All cuts but the optional ones whose units are not all asked for."""
+    return [cut for cut in cuts if not cut.optional or set(cut.units) <= set(asked)]
 
 
 def _auto(
@@ -148,7 +168,9 @@ def _auto(
     sensitivity: Mapping[str, Any] | None,
     evaluate: Evaluate | None,
     notes: list[str],
+    paper: tuple[str, ...] | None,
 ) -> tuple[str, ...]:
+    """The best of the solver's answers, tried together, and of the paper's cut where the budgets allow it."""
     if sensitivity is None:
         raise PlanError(
             "recipe: auto needs the sensitivity profile of the model",
@@ -158,16 +180,38 @@ def _auto(
     answers = best_cuts(cuts, damages, budgets, RUNNERS_UP if evaluate else 1)
     removals = [tuple(unit for i in answer for unit in cuts[i].units) for answer in answers]
     sums = [sum(damages[i] for i in answer) for answer in answers]
+    if evaluate is not None and paper is not None and set(paper) not in [set(r) for r in removals]:
+        removals.append(paper)
     if evaluate is None or len(removals) == 1:
         notes.append(f"{params.metric} damage by the profile, summed: {sums[0]:.4g}")
         return removals[0]
     measured = [evaluate(removal) for removal in removals]
     best = min(range(len(removals)), key=lambda i: (measured[i], i))
-    notes.append(
-        f"answer {best + 1} of the solver's {len(removals)} best, evaluated together: damage"
-        f" {measured[best]:.4g} (by the profile, summed: {sums[best]:.4g})"
-    )
+    if best < len(answers):
+        which = f"answer {best + 1} of the solver's {len(answers)} best"
+        alone = f" (by the profile, summed: {sums[best]:.4g})"
+    else:
+        which, alone = f"the paper's cut, better than the solver's {len(answers)} best answers", ""
+    notes.append(f"{which}, evaluated together: damage {measured[best]:.4g}{alone}")
     return removals[best]
+
+
+def _paper_candidate(
+    family: Family, denoiser: nn.Module, cuts: Sequence[Cut], budgets: Sequence[Budget]
+) -> tuple[str, ...] | None:
+    """The paper's cut where the model has one and the budgets allow it."""
+    try:
+        removed = family.paper_cut(denoiser)
+    except PlanError:
+        return None
+    chosen = _cuts_of(removed, cuts)
+    return removed if all(budget.met(chosen) for budget in budgets) else None
+
+
+def _cuts_of(removed: Sequence[str], cuts: Sequence[Cut]) -> list[int]:
+    """The decisions a removal consists of."""
+    inside = [i for i, cut in enumerate(cuts) if set(cut.units) <= set(removed)]
+    return [i for i in inside if not any(cuts[i].name in cuts[j].conflicts for j in inside)]
 
 
 def _budgets(
@@ -206,6 +250,27 @@ def _budgets(
         limit = total_ms * params.max_latency_ratio
         budgets.append(Budget("latency ratio", total_ms, limit, tuple(savings)))
     return budgets
+
+
+def _depgraph(params: PlanParams, family: Family, denoiser: nn.Module, settings: SamplingSettings) -> Plan:
+    """Channels of least group norm, over the whole model, until every budget is met."""
+    from vdmini_core.pruning.depgraph import channel_steps, kept_channels, step_scores
+
+    if params.max_latency_ratio is not None:
+        raise PlanError("recipe: depgraph knows no times of channels", fix="give max_flops_ratio instead")
+    steps = channel_steps(denoiser, settings)
+    budgets = _budgets(params, denoiser, settings, steps, None, ())
+    _refuse_impossible(steps, budgets)
+    scores = step_scores(denoiser)
+    order = sorted(range(len(steps)), key=lambda i: (scores[steps[i].name], i))
+    chosen: list[int] = []
+    for index in order:
+        if all(budget.met(chosen) for budget in budgets):
+            break
+        chosen.append(index)
+    channels = kept_channels(denoiser, [steps[i].name for i in chosen])
+    saved = sum(steps[i].flops for i in chosen)
+    return describe_plan("depgraph", family, denoiser, (), settings, narrowed=Narrowed(channels, saved))
 
 
 def _rows_of(name: str, known: Mapping[str, Any], units: Sequence[Unit]) -> list[str]:

@@ -24,13 +24,13 @@ def apply_plan(denoiser: nn.Module, plan: Plan, family: Family) -> nn.Module:
     if plan.family != family.name:
         raise PlanError("the plan is for another family", expected=plan.family, found=family.name)
     check_teacher(denoiser, plan)
-    outline = family.outline(denoiser, plan.removed)
+    outline = family.outline(denoiser, plan.removed, plan.channels)
     if outline.layer_map != plan.layer_map or outline.removed != plan.removed:
         raise PlanError(
             "the plan's name map is not the one its units give",
             fix="the file was edited or is of another version: make the plan again",
         )
-    student = family.prune(denoiser, plan.removed)
+    student = family.prune(denoiser, plan.removed, plan.channels)
     parameters = sum(parameter.numel() for parameter in student.parameters())
     if parameters != plan.expected_params:
         raise PlanError(

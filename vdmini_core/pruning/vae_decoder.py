@@ -6,6 +6,10 @@ that may go together are known from the stock class, so no graph is traced:
 * a *stream* is what the residual connections of an up block share; with its up-sampler it meets the next one;
 * the *inner* channels of a resnet lie between its two convolutions.
 
+A stream carries absolute values (colours) through normalisation only as differences between the channels of a
+group: with two channels a group a constant picture cannot be told from its negative. So streams keep at
+least three channels a group where the teacher has them, and the rest of the budget is taken inside resnets.
+
 Both keep the same share of every normalisation group (32 in all stock layers): a kept channel stays
 in its group, whose mean and variance the other kept channels still stand for.
 """
@@ -13,6 +17,7 @@ in its group, whose mean and variance the other kept channels still stand for.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,6 +33,7 @@ from vdmini_core.models.pruned_unet import build_on_meta
 from vdmini_core.models.pruned_vae import AutoencoderKLTemporalPrunedDecoder
 
 GROUPS = 32  # normalisation groups of every stock layer
+LEAST_STREAM = 3 * GROUPS
 DecoderRecipe = Literal["paper", "light"]
 # Largest share of the decoder's (parameters, FLOPs) that is left. `paper`: at most the 39.17 of 63.58 M that
 # the paper keeps, and as many FLOPs fewer as it is faster (3.37 times, Tables A1, A2); the widths that meet
@@ -45,6 +51,7 @@ class DecoderPlan:
     Attributes:
         recipe: `paper` or `light`.
         channels: width of each up block.
+        inner_channels: width between the two convolutions of each up block's resnets.
         layers: resnets kept in each up block, the first ones.
         mid_block: whether the mid block stays.
         teacher_channels: the teacher's widths; a plan fits any weights of this architecture.
@@ -54,6 +61,7 @@ class DecoderPlan:
 
     recipe: str
     channels: tuple[int, ...]
+    inner_channels: tuple[int, ...]
     layers: tuple[int, ...]
     mid_block: bool
     teacher_channels: tuple[int, ...]
@@ -65,8 +73,11 @@ class DecoderPlan:
     def describe(self) -> str:
         """One sentence for people."""
         before, after = (", ".join(map(str, w)) for w in (self.teacher_channels, self.channels))
+        inside = ", ".join(map(str, self.inner_channels))
         return (
-            f"VAE decoder: {before} channels to {after}, {', '.join(map(str, self.layers))} layers"
+            f"VAE decoder: {before} channels to {after}"
+            f"{'' if self.inner_channels == self.channels else f' ({inside} inside resnets)'}, "
+            f"{', '.join(map(str, self.layers))} layers"
             f"{'' if self.mid_block else ', no mid block'}: {self.expected_params / 1e6:.2f} of "
             f"{self.teacher_params / 1e6:.2f} M parameters, {self.expected_flops / 1e12:.4g} of "
             f"{self.teacher_flops / 1e12:.4g} TFLOP"
@@ -85,7 +96,7 @@ class DecoderPlan:
         """
         data = read_json(path)
         try:
-            for key in ("channels", "layers", "teacher_channels"):
+            for key in ("channels", "inner_channels", "layers", "teacher_channels"):
                 data[key] = tuple(data[key])
             return cls(**data)
         except (TypeError, KeyError) as error:
@@ -96,8 +107,9 @@ def plan_decoder(vae: Any, settings: SamplingSettings, recipe: str) -> DecoderPl
     """The widest decoder of a recipe: no mid block, one layer in the last up block, channels to the budget.
 
     Of all widths in steps of 32 that never grow outwards beyond the teacher's order, the one that takes the
-    smallest share of any up block (least sum of squared shares removed) is kept. `light` also has one layer
-    fewer in the other up blocks.
+    smallest share of any up block (least sum of squared shares removed) is kept: of streams alone where that
+    meets the budget and leaves three channels a group, else inside resnets too, else of any stream. `light`
+    also has one layer fewer in the other up blocks.
 
     Args:
         vae: a stock `AutoencoderKLTemporalDecoder`, weights not needed (meta device).
@@ -123,17 +135,17 @@ def plan_decoder(vae: Any, settings: SamplingSettings, recipe: str) -> DecoderPl
     teacher_flops, teacher_params = decoder_flops(vae, settings)[""], _size(vae.decoder)
     params_share, flops_share = BUDGETS[recipe]
     latent = (vae.config.latent_channels, *settings.latent_size, settings.frames)
-    candidates = sorted(_narrower(widths), key=lambda chosen: _removed(chosen, widths))
-    for channels in candidates:
+    for channels, inner in _candidates(widths):
         # cheap first: the count on the meta device builds a model
-        if estimated_flops(channels, layers, latent) > flops_share * teacher_flops:
+        if estimated_flops(channels, layers, latent, inner) > flops_share * teacher_flops:
             continue
-        student: Any = build_on_meta(AutoencoderKLTemporalPrunedDecoder, _config(vae, channels, layers))
+        config = _config(vae, channels, layers, inner)
+        student: Any = build_on_meta(AutoencoderKLTemporalPrunedDecoder, config)
         params = _size(student.decoder)
         flops = decoder_flops(student, settings)[""]
         if params <= params_share * teacher_params and flops <= flops_share * teacher_flops:
             return DecoderPlan(
-                recipe, channels, layers, False, widths, teacher_params, teacher_flops, params, flops
+                recipe, channels, inner, layers, False, widths, teacher_params, teacher_flops, params, flops
             )
     raise PlanError(
         f"no widths of this decoder meet the recipe {recipe}",
@@ -141,6 +153,28 @@ def plan_decoder(vae: Any, settings: SamplingSettings, recipe: str) -> DecoderPl
         found=f"up blocks of {', '.join(map(str, widths))} channels",
         fix="leave this decoder as it is: plan.vae_decoder=none",
     )
+
+
+Widths = tuple[int, ...]
+
+
+def _candidates(widths: Widths) -> Iterator[tuple[Widths, Widths]]:
+    """Stream and inner widths, the least harmful first."""
+    streams = sorted(_narrower(widths), key=lambda chosen: _removed(chosen, widths))
+    wide = [chosen for chosen in streams if _carries_values(chosen, widths)]
+    yield from ((chosen, chosen) for chosen in wide)
+    both = [(chosen, inner) for chosen in wide for inner in _inside(chosen)]
+    yield from sorted(both, key=lambda pair: _removed(pair[0], widths) + _removed(pair[1], pair[0]))
+    yield from ((chosen, chosen) for chosen in streams)
+
+
+def _carries_values(chosen: Widths, widths: Widths) -> bool:
+    return all(a >= min(b, LEAST_STREAM) for a, b in zip(chosen, widths, strict=True))
+
+
+def _inside(chosen: Widths) -> Iterator[Widths]:
+    """Widths in steps of 32 up to those of the streams."""
+    return itertools.product(*(range(GROUPS, width + 1, GROUPS) for width in chosen))
 
 
 def _narrower(widths: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -164,21 +198,27 @@ def _removed(chosen: tuple[int, ...], widths: tuple[int, ...]) -> float:
 
 
 def estimated_flops(
-    channels: tuple[int, ...], layers: tuple[int, ...], latent: tuple[int, int, int, int]
+    channels: tuple[int, ...],
+    layers: tuple[int, ...],
+    latent: tuple[int, int, int, int],
+    inner: tuple[int, ...] | None = None,
 ) -> int:
     """Operations of a decoder without mid block: two per multiply-add of its convolutions.
 
     Args:
         channels, layers: of the up blocks, from the latents outwards.
         latent: latent channels, height, width, frames.
+        inner: between the convolutions of their resnets; as `channels` by default.
     """
     inputs, height, width, frames = latent
     cells = height * width * frames
     total = cells * inputs * channels[0] * 9
     before = channels[0]
-    for level, (width_now, count) in enumerate(zip(channels, layers, strict=True)):
-        first = before * width_now * 9 + width_now**2 * 9 + (before * width_now if before != width_now else 0)
-        total += cells * (first + (count - 1) * 18 * width_now**2 + count * 6 * width_now**2)
+    levels = zip(channels, layers, inner or channels, strict=True)
+    for level, (width_now, count, inside) in enumerate(levels):
+        # 3 x 3 in space, then 3 in time; the 1x1 shortcut where the width changes
+        first = inside * (before + width_now) * 9 + (before * width_now if before != width_now else 0)
+        total += cells * (first + (count - 1) * 18 * inside * width_now + count * 6 * inside * width_now)
         before = width_now
         if level < len(channels) - 1:
             cells *= 4
@@ -187,10 +227,11 @@ def estimated_flops(
 
 
 def _config(
-    vae: Any, channels: tuple[int, ...], layers: tuple[int, ...], mid: bool = False
+    vae: Any, channels: Widths, layers: tuple[int, ...], inner: Widths, mid: bool = False
 ) -> dict[str, Any]:
     own = {k: v for k, v in vae.config.items() if not k.startswith("_")}
-    return {**own, "decoder_channels": channels, "decoder_layers": layers, "decoder_mid_block": mid}
+    widths = {"decoder_channels": channels, "decoder_inner_channels": inner}
+    return {**own, **widths, "decoder_layers": layers, "decoder_mid_block": mid}
 
 
 def _size(model: nn.Module) -> int:
@@ -215,7 +256,7 @@ def prune_decoder(vae: Any, plan: DecoderPlan) -> AutoencoderKLTemporalPrunedDec
             found=", ".join(map(str, widths)),
         )
     _check(vae, plan)
-    config = _config(vae, plan.channels, plan.layers, plan.mid_block)
+    config = _config(vae, plan.channels, plan.layers, plan.inner_channels, plan.mid_block)
     student: Any = AutoencoderKLTemporalPrunedDecoder.from_config(config).eval()
     for tensor in (*student.parameters(), *student.buffers()):
         tensor.data = tensor.data.to(next(vae.parameters()))
@@ -240,6 +281,8 @@ def _check(vae: Any, plan: DecoderPlan) -> None:
     wrong = None
     if len(plan.channels) != len(widths) or plan.channels not in _narrower(widths):
         wrong = f"channels {', '.join(map(str, plan.channels))}"
+    elif len(plan.inner_channels) != len(widths) or plan.inner_channels not in _inside(plan.channels):
+        wrong = f"{', '.join(map(str, plan.inner_channels))} channels inside resnets"
     elif len(plan.layers) != len(widths) or not all(1 <= n <= whole for n in plan.layers):
         wrong = f"layers {', '.join(map(str, plan.layers))}"
     elif plan.mid_block and plan.channels[0] != widths[0]:

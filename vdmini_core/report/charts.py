@@ -2,7 +2,7 @@
 
 Each function of this package's charts takes the data as it lies on disk and a path ending in `.svg` or
 `.png`; the same data gives the same bytes. Keys that a profile did not measure are left out of the
-picture, never guessed. All four charts can be imported from here.
+picture, never guessed. All charts can be imported from here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from vdmini_core.report.curves import frontier_chart, loss_chart
+from vdmini_core.report.curves import frontier_chart, loss_chart, speedup_chart
 from vdmini_core.report.figures import (
     GRID,
     INK,
@@ -33,7 +33,7 @@ from vdmini_core.report.figures import (
 )
 from vdmini_core.report.values import measured, split_name
 
-__all__ = ["frontier_chart", "loss_chart", "plan_figure", "sensitivity_chart"]
+__all__ = ["frontier_chart", "loss_chart", "plan_figure", "sensitivity_chart", "speedup_chart"]
 
 _PANELS = (
     ("fvd", "Whole clip: Fréchet distance to the teacher's clips", "total"),

@@ -86,40 +86,69 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 
 def frontier_chart(points: Sequence[dict[str, Any]], path: Path) -> None:
-    """Quality against speed; the line joins the points that no other beats in both.
+    """Damage before recovery against operations saved, of every cut that was tried.
 
     Args:
-        points: rows with `name`, `speedup` (or `flops_ratio`) and `fvd` (or `fvd_teacher`, `fvd_real`) with
-            optional `_low`/`_high`; rows that lack either are left out.
+        points: rows of `frontier.json`: `flops_ratio`, `paired_mse` with `_low` and `_high`, and the marks
+            `best`, `paper`, `chosen`; rows without the figures are left out.
         path: where to write, `.svg` or `.png`.
     """
-    quality = next(
-        (key for key in ("fvd", "fvd_teacher", "fvd_real") if any(measured(p, key) for p in points)), "fvd"
-    )
     placed = [
-        (s, q, str(p.get("name", ""))) for p in points if (s := _speed(p)) and (q := measured(p, quality))
+        (1 / ratio[0], found, row)
+        for row in points
+        if (ratio := measured(row, "flops_ratio")) and ratio[0] > 0 and (found := measured(row, "paired_mse"))
     ]
     with house_style():
         figure = Figure(figsize=(7.2, 4.4), layout=ConstrainedLayoutEngine())
         axes = figure.subplots()
-        best = [p for p in placed if not any(o[0] >= p[0] and o[1][0] < p[1][0] for o in placed)]
-        axes.plot(
-            *zip(*[(s, q[0]) for s, q, _ in sorted(best)], strict=True) if best else ([], []),
-            color=TOTAL_LIGHT,
-            lw=1.5,
-        )
-        for speed, (value, low, high), name in placed:
-            axes.plot([speed, speed], [low, high], color=TOTAL, lw=1.2)
-            axes.plot([speed], [value], "o", color=TOTAL, ms=6.5)
-            axes.annotate(name, (speed, value), (9, -13), textcoords="offset points", fontsize=9)
-        axes.margins(x=0.18, y=0.15)
-        axes.set_xlabel("speed-up of one denoiser pass over the teacher, ×  (right is faster)")
-        axes.set_title("Fréchet distance (lower is better)")
+        line = sorted((x, found[0]) for x, found, row in placed if row.get("best"))
+        axes.plot(*zip(*line, strict=True) if line else ([], []), color=TOTAL_LIGHT, lw=1.5)
+        named: dict[str, Any] = {}
+        for x, (value, low, high), row in placed:
+            name = next((key for key in _FRONTIER_MARKS if row.get(key)), "tried")
+            marker, colour, label = _FRONTIER_MARKS.get(name, ("o", PALETTE["muted"], "tried together"))
+            if name == "chosen" and row.get("paper"):
+                label = "this plan: the paper's recipe"
+            axes.plot([x, x], [low, high], color=colour, lw=1.2)
+            named[label] = axes.plot([x], [value], marker, color=colour, ms=7, ls="")[0]
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(plain_numbers())
+        axes.yaxis.set_minor_formatter(plain_numbers())
+        axes.margins(x=0.08, y=0.15)
+        axes.set_xlabel("operations of the teacher's denoiser per operation of the student's, ×")
+        axes.set_title("Squared error to the teacher's latents, before recovery (lower is better)")
+        if named:
+            axes.legend(named.values(), named.keys(), frameon=False, loc="best")
         save(figure, Path(path))
 
 
-def _speed(point: dict[str, Any]) -> float | None:
-    if is_number(point.get("speedup")):
-        return float(point["speedup"])
-    ratio = measured(point, "flops_ratio")
-    return 1.0 / ratio[0] if ratio and ratio[0] > 0 else None
+# The first that holds: what a point of the frontier is drawn as.
+_FRONTIER_MARKS = {
+    "chosen": ("*", MOTION, "this plan"),
+    "paper": ("s", PALETTE["ink"], "the paper's recipe"),
+    "best": ("o", TOTAL, "best by the profile at its size"),
+}
+
+
+def speedup_chart(speedup: dict[str, Any], path: Path) -> None:
+    """How many times as fast the student is: denoiser, VAE decoder, end to end.
+
+    Args:
+        speedup: part -> times as fast as the teacher, as in `timing.json` of `evaluate`.
+        path: where to write, `.svg` or `.png`.
+    """
+    names = {"unet": "denoiser", "vae_decoder": "VAE decoder", "end_to_end": "end to end"}
+    found = [(title, float(speedup[part])) for part, title in names.items() if is_number(speedup.get(part))]
+    with house_style():
+        figure = Figure(figsize=(11.5, 0.6 + 0.4 * len(found)), layout=ConstrainedLayoutEngine())
+        axes = figure.subplots()
+        places = range(len(found))
+        axes.barh(places, [value for _, value in found], 0.6, color=TOTAL)
+        for place, (_, value) in enumerate(found):
+            axes.annotate(f"{value:.2f} x", (value, place), (5, -3), textcoords="offset points", fontsize=9)
+        axes.axvline(1, color=PALETTE["muted"], lw=1, ls=(0, (3, 2)))
+        axes.set_yticks(places, [name for name, _ in found])
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.set_title("Times as fast as the teacher, measured in turns")
+        save(figure, Path(path))

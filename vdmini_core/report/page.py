@@ -17,7 +17,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from vdmini_core.report.charts import loss_chart, plan_figure, sensitivity_chart
+from vdmini_core.report.charts import (
+    frontier_chart,
+    loss_chart,
+    plan_figure,
+    sensitivity_chart,
+    speedup_chart,
+)
 from vdmini_core.report.evidence import accounting, contact_sheet, load, load_lines, manifests, movies
 from vdmini_core.report.facts import ROWS, comparison, headline, number
 from vdmini_core.report.figures import PALETTE
@@ -65,6 +71,8 @@ def _context(artifacts: Path, title: str, videos: int) -> dict[str, Any]:
     plan = load(artifacts / "plan" / "plan.json", {})
     sensitivity = load(artifacts / "profile" / "sensitivity.json", {})
     units, losses = sensitivity.get("units") or [], load_lines(artifacts / "distill" / "losses.jsonl")
+    frontier = load(artifacts / "plan" / "frontier.json", [])
+    speedup = timing["speedup"] if isinstance(timing.get("speedup"), dict) else {}
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     stages = manifests(artifacts)
     return {
@@ -82,7 +90,9 @@ def _context(artifacts: Path, title: str, videos: int) -> dict[str, Any]:
         "vbench": vbench_table(metrics),
         "listed": LISTED,
         "device": timing["device"] if isinstance(timing.get("device"), str) else "",
-        "charts": _charts(sensitivity, plan, losses),
+        "charts": _charts(sensitivity, plan, losses)
+        | _drawn("frontier", frontier, frontier_chart, _frontier_alt(frontier))
+        | _drawn("speedup", speedup, speedup_chart, "How many times as fast as the teacher each part is"),
         "units": [_unit_row(unit, plan.get("removed") or ()) for unit in units],
         "plan": plan,
         "losses": losses,
@@ -124,23 +134,25 @@ def _charts(
 ) -> dict[str, Markup]:
     """Inline SVG by name, for those charts that there is data for."""
     units = sensitivity.get("units") or []
-    jobs: dict[str, tuple[Any, Callable[[Path], None], str]] = {
-        "sensitivity": (units, lambda path: sensitivity_chart(sensitivity, path), _sensitivity_alt(units)),
-        "plan": (plan and units, lambda path: plan_figure(plan, units, path), _plan_alt(plan)),
-        "losses": (
-            losses,
-            lambda path: loss_chart(losses, path),
-            "Loss terms of the recovery over its steps",
-        ),
-    }
+    return (
+        _drawn("sensitivity", units and sensitivity, sensitivity_chart, _sensitivity_alt(units))
+        | _drawn("plan", units and plan, lambda _, path: plan_figure(plan, units, path), _plan_alt(plan))
+        | _drawn("losses", losses, loss_chart, "Loss terms of the recovery over its steps")
+    )
+
+
+def _drawn(name: str, data: Any, draw: Callable[[Any, Path], None], alt: str) -> dict[str, Markup]:
+    """A chart as inline SVG by its name; nothing where there is no data."""
+    if not data:
+        return {}
     with tempfile.TemporaryDirectory() as scratch:
-        drawn = {}
-        for name, (data, draw, alt) in jobs.items():
-            if data:
-                path = Path(scratch) / f"{name}.svg"
-                draw(path)
-                drawn[name] = inline_svg(path.read_text(encoding="utf-8"), name, alt)
-    return drawn
+        path = Path(scratch) / f"{name}.svg"
+        draw(data, path)
+        return {name: inline_svg(path.read_text(encoding="utf-8"), name, alt)}
+
+
+def _frontier_alt(points: list[dict[str, Any]]) -> str:
+    return f"Error before recovery against operations saved, of {len(points)} cuts that were tried"
 
 
 def _sensitivity_alt(units: list[dict[str, Any]]) -> str:

@@ -1,0 +1,266 @@
+"""Claims: what each term of the recovery does, and what each recipe is worth after the same recovery.
+
+python benchmarks/ablation.py [--steps 150] [--seeds 3] [--clips 64] [--only terms|recipes|lambdas]
+
+terms: the shipped teacher, cut by the paper's recipe, learns by the task loss alone, with ICD, with MCA and
+with both (paper, Table 3; ICMD = both). recipes: `auto`, `paper`, `magnitude`, `random` and `depgraph` at the
+FLOPs of the paper's cut, all with ICD and MCA. lambdas: as the paper's Table 5, one seed. A seed is one of
+batches, noise and heads (of profiles and of `random` too); steps, rates and clips are the same for all.
+Students are judged as in `pruning.py`, and against real clips. Every finished run is kept in
+`.bench/ablation/`, and one that was stopped goes on from its last checkpoint. Writes
+`benchmarks/results/ablation-DATE.json`, a chart and strips of frames. No times are claimed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from pruning import COLOURS, Bench
+from safetensors.torch import save_file
+
+from vdmini_core.artifacts import library_versions, read_json, write_json
+from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seeds
+from vdmini_core.distillation.data import RecoveryBatches, load_recovery_data, precompute, seed_of
+from vdmini_core.distillation.recovery_step import RecoveryStep
+from vdmini_core.metrics import frechet_with_interval
+from vdmini_core.metrics.speed import device_name
+from vdmini_core.models.registry import fingerprint
+from vdmini_core.params import DistillParams
+from vdmini_core.profiling.sensitivity import COLUMNS, damage, sample_all
+from vdmini_core.progress import track
+from vdmini_core.pruning.plan import Plan
+from vdmini_core.pruning.surgery import apply_plan
+from vdmini_core.report.figures import PALETTE, house_style, save
+
+RESULTS = Path(__file__).parent / "results"
+KEPT = Path(__file__).parent.parent / ".bench" / "ablation"
+TRAINING_CLIPS = 256
+BATCH = 8
+CHECKPOINT_EVERY = 50
+TERMS = {"none": (0.0, 0.0), "ICD": (0.1, 0.0), "MCA": (0.0, 1.0), "ICD + MCA": (0.1, 1.0)}
+LAMBDAS = {"ICD x 0.1": (0.01, 1.0), "ICD x 10": (1.0, 1.0), "MCA x 0.1": (0.1, 0.1), "MCA x 3": (0.1, 3.0)}
+RECIPES = ("auto", "magnitude", "random", "depgraph")
+STRIP_CLIPS, STRIP_FRAMES = 2, 4
+
+
+class Recoveries:
+    """Recovers students and judges them; what was done already is read back."""
+
+    def __init__(self, bench: Bench, steps: int) -> None:
+        self.bench, self.steps = bench, steps
+        spec = ProceduralSpec(bench.settings.frames, bench.settings.height, bench.settings.width)
+        clips = torch.from_numpy(render_clips(spec, split_seeds("train", TRAINING_CLIPS, 0)))
+        folder = KEPT / f"latents-{TRAINING_CLIPS}"
+        identity = {"teacher": fingerprint(bench.unet), "clips": TRAINING_CLIPS}
+        precompute(bench.family, bench.pipeline, clips, bench.settings, 0, folder, identity)
+        self.data = load_recovery_data(folder)
+        test = torch.from_numpy(render_clips(spec, split_seeds("test", len(bench.judged.noise), 0)))
+        self.real = {name: extract(test) for name, extract in bench.extractors.items()}
+
+    def params(self, lambdas: tuple[float, float]) -> DistillParams:
+        """The default recovery with these weights of ICD and MCA."""
+        icd, mca = lambdas
+        return DistillParams(steps=self.steps, batch_size=2, workers=1, lambda_icd=icd, lambda_mca=mca)
+
+    def figures(self, plan: Plan, lambdas: tuple[float, float], seed: int, title: str) -> dict[str, Any]:
+        """Of the recovered student."""
+        what = repr((plan.teacher_fingerprint, plan.removed, plan.channels, self.params(lambdas), seed))
+        what += repr((TRAINING_CLIPS, len(self.bench.judged.noise)))
+        folder = KEPT / hashlib.sha256(what.encode()).hexdigest()[:16]
+        if not (folder / "figures.json").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            rows, student = self.recover(plan, lambdas, seed, folder, title)
+            write_json(folder / "figures.json", self.judge(student, folder) | last_terms(rows))
+        figures: dict[str, Any] = read_json(folder / "figures.json")
+        return figures | {"folder": folder.name}
+
+    def recover(
+        self, plan: Plan, lambdas: tuple[float, float], seed: int, folder: Path, title: str
+    ) -> tuple[list[dict[str, float]], Any]:
+        """Train, from the last checkpoint on."""
+        bench, params = self.bench, self.params(lambdas)
+        batches = RecoveryBatches(self.data, bench.family, bench.settings, params.batch_size, seed)
+        recovery = RecoveryStep(
+            bench.family,
+            apply_plan(bench.unet, plan, bench.family),
+            bench.unet,
+            plan.feature_pairs,
+            params,
+            batches.batch(0, 0, params.batch_size),
+            one_step=bench.settings.steps == 1,
+            seed=seed_of(seed, "heads") % 2**31,
+        )
+        path, rows = folder / "state.pt", []
+        if path.is_file():
+            state = torch.load(path, weights_only=True)
+            recovery.load_state_dict(state["recovery"])
+            rows = json.loads(state["rows"])
+        for step in track(range(len(rows), params.steps), title, params.steps - len(rows), "step"):
+            rows.append(recovery.step(batches.batch(step)))
+            if (step + 1) % CHECKPOINT_EVERY == 0:
+                state = {"recovery": recovery.state_dict(), "rows": json.dumps(rows)}
+                torch.save(state, path.with_suffix(".tmp"))
+                path.with_suffix(".tmp").replace(path)
+        path.unlink(missing_ok=True)
+        return rows, recovery.recovered()
+
+    @torch.no_grad()
+    def judge(self, student: Any, folder: Path) -> dict[str, float]:
+        """Distances to the teacher's samples and to real clips; the first clips are kept for the strips."""
+        bench, judged = self.bench, self.bench.judged
+        latents = sample_all(
+            bench.pipeline, bench.family, student, judged.noise, judged.conditions, bench.settings, BATCH
+        )
+        clips = bench.family.decode_latents(bench.pipeline, latents, bench.settings)
+        save_file({"clips": clips[:STRIP_CLIPS].contiguous()}, folder / "clips.safetensors")
+        found = damage(latents, clips, judged, bench.extractors, bench.features)
+        for name, extract in bench.extractors.items():
+            value = frechet_with_interval(extract(clips), self.real[name], judged.seed)
+            found |= {f"{COLUMNS[name]}_real": value.value}
+        return found
+
+
+def last_terms(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Every term averaged over the last tenth of the steps."""
+    tail = rows[-max(1, len(rows) // 10) :]
+    return {f"last_{name}": float(np.mean([row[name] for row in tail])) for name in tail[0]}
+
+
+def measure(recoveries: Recoveries, seeds: int, only: str | None) -> list[dict[str, Any]]:
+    """All runs, the terms first."""
+    bench, rows = recoveries.bench, []
+    paper = bench.plan("paper", 1.0, 0, None, None)
+    wanted: list[tuple[str, str, Plan, tuple[float, float], int]] = []
+    if only in (None, "terms"):
+        wanted += [
+            ("terms", name, paper, lambdas, s) for s in range(seeds) for name, lambdas in TERMS.items()
+        ]
+    if only in (None, "recipes"):
+        both = TERMS["ICD + MCA"]
+        wanted += [("recipes", "paper", paper, both, s) for s in range(seeds)]
+        with torch.no_grad():
+            profiles = {s: bench.profile(s) for s in range(seeds)}
+            plans = {
+                (r, s): bench.plan(r, paper.flops_ratio, s, *profiles[s])
+                for r in RECIPES
+                for s in range(seeds)
+            }
+        wanted += [("recipes", r, plans[r, s], both, s) for s in range(seeds) for r in RECIPES]
+    if only in (None, "lambdas"):
+        wanted += [("lambdas", name, paper, lambdas, 0) for name, lambdas in LAMBDAS.items()]
+    for index, (table, name, plan, lambdas, seed) in enumerate(wanted):
+        title = f"{index + 1}/{len(wanted)} {table}, {name}, seed {seed}"
+        found = recoveries.figures(plan, lambdas, seed, title)
+        rows.append({"table": table, "name": name, "seed": seed, "removed": list(plan.removed), **found})
+    return rows
+
+
+def means(rows: list[dict[str, Any]], table: str, key: str) -> dict[str, list[float]]:
+    """Name -> the figure of every seed."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["table"] == table:
+            found.setdefault(row["name"], []).append(row[key])
+    return found
+
+
+def verdicts(rows: list[dict[str, Any]], pruned: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """The paper's order, and how far recovery gets."""
+    checks: dict[str, tuple[bool, Any]] = {}
+    terms = {name: float(np.mean(v)) for name, v in means(rows, "terms", "fvd").items()}
+    if terms:
+        order = [terms[name] for name in ("ICD + MCA", "ICD", "MCA", "none")]
+        checks["both < ICD < MCA < none"] = (order == sorted(order), terms)
+        checks["every term alone better than none"] = (max(terms["ICD"], terms["MCA"]) < terms["none"], terms)
+        kept = 1 - terms["ICD + MCA"] / pruned["fvd"]
+        checks["ICD + MCA keeps 90 % of the way to the teacher"] = (kept >= 0.9, kept)
+    recipes = {name: float(np.mean(v)) for name, v in means(rows, "recipes", "fvd").items()}
+    if recipes:
+        best = all(recipes["auto"] <= value for value in recipes.values())
+        checks["auto is best after the same recovery"] = (best, recipes)
+    return {name: {"holds": bool(holds), "found": found} for name, (holds, found) in checks.items()}
+
+
+def chart(rows: list[dict[str, Any]], path: Path) -> None:
+    """A dot a seed, a line at the mean, whole, content and motion, a row of panels a table."""
+    tables = [table for table in ("terms", "recipes", "lambdas") if any(r["table"] == table for r in rows)]
+    titles = {"fvd": "whole clip", "content": "content", "motion": "motion"}
+    with house_style():
+        figure = Figure(figsize=(11, 2.8 * len(tables)), layout="constrained")
+        grid = figure.subplots(len(tables), 3, squeeze=False)
+        for line, table in zip(grid, tables, strict=True):
+            for axes, (key, title) in zip(line, titles.items(), strict=True):
+                for place, (name, values) in enumerate(means(rows, table, key).items()):
+                    colour = COLOURS.get(name, PALETTE["total"])
+                    axes.plot([place] * len(values), values, "o", ms=5, color=colour, alpha=0.8)
+                    axes.plot([place - 0.25, place + 0.25], [np.mean(values)] * 2, color=colour, lw=2)
+                names = list(means(rows, table, key))
+                axes.set_xticks(range(len(names)), [name.replace(" + ", "\n+ ") for name in names])
+                axes.set_ylim(0)
+                axes.set_title(f"{title}: distance to the teacher")
+        save(figure, path)
+
+
+def strips(rows: list[dict[str, Any]], bench: Bench, path: Path) -> None:
+    """Frames of the first clips: teacher, then every run of the terms with seed 0."""
+    from PIL import Image
+    from safetensors.torch import load_file
+
+    shown = [("teacher", bench.judged.clips[:STRIP_CLIPS])]
+    for row in rows:
+        if row["table"] == "terms" and row["seed"] == 0:
+            clips = load_file(KEPT / row["folder"] / "clips.safetensors")["clips"]
+            shown.append((row["name"], clips))
+    frames = np.linspace(0, bench.settings.frames - 1, STRIP_FRAMES).round().astype(int)
+    lines = [
+        np.concatenate([f for clip in clips.numpy() for f in clip[frames]], axis=1) for _, clips in shown
+    ]
+    picture = Image.fromarray(np.concatenate(lines, axis=0))
+    picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(path)
+    print("rows of the strips:", ", ".join(name for name, _ in shown))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--clips", type=int, default=64, help="clips students are judged on")
+    parser.add_argument("--only", choices=("terms", "recipes", "lambdas"))
+    arguments = parser.parse_args()
+    with torch.no_grad():
+        bench = Bench(arguments.clips, profile_clips=8)
+        pruned = bench.judge(bench.plan("paper", 1.0, 0, None, None))
+        recoveries = Recoveries(bench, arguments.steps)
+    rows = measure(recoveries, arguments.seeds, arguments.only)
+    result = {
+        "rows": rows,
+        "pruned": pruned,
+        "verdicts": verdicts(rows, pruned),
+        "settings": vars(arguments) | {"teacher": "mini", "training_clips": TRAINING_CLIPS, "batch_size": 2},
+        "params": recoveries.params(TERMS["ICD + MCA"]).model_dump(mode="json"),
+        "hardware": device_name(),
+        "libraries": library_versions(),
+    }
+    path = RESULTS / f"ablation-{datetime.date.today().isoformat()}.json"
+    write_json(path, result)
+    chart(rows, path.with_suffix(".png"))
+    strips(rows, bench, RESULTS / f"{path.stem}-strips.png")
+    for claim, verdict in result["verdicts"].items():
+        print("holds" if verdict["holds"] else "FAILS", claim, verdict["found"])
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

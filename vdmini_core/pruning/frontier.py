@@ -1,0 +1,49 @@
+"""The frontier that a plan lies on: the solver's best cut at several sizes, each really tried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from vdmini_core.models.base import Family, SamplingSettings, Unit
+from vdmini_core.models.flops import total_flops
+from vdmini_core.pruning.recipes import damage_of, on_offer
+from vdmini_core.pruning.solver import Budget, best_cuts
+
+
+def frontier_cuts(
+    family: Family,
+    denoiser: nn.Module,
+    units: Sequence[Unit],
+    sensitivity: Mapping[str, Any],
+    settings: SamplingSettings,
+    metric: str,
+    count: int,
+) -> list[tuple[str, ...]]:
+    """Cuts of least damage by the profile at `count` FLOPs ratios, evenly spread over what is possible.
+
+    Args:
+        metric: which damage of the profile is summed (`PlanParams.metric`).
+
+    Returns:
+        Units removed, the largest student first; the same cut once.
+
+    Raises:
+        PlanError: when the profile lacks a unit.
+    """
+    asked = {row["name"] for row in sensitivity["units"]}
+    cuts, total = on_offer(family.cuts(denoiser, settings), asked), total_flops(denoiser, settings)
+    damages = [damage_of(cut, sensitivity, metric, units) for cut in cuts]
+    swallowed = {name for cut in cuts for name in cut.conflicts}
+    most = sum(cut.flops for cut in cuts if cut.name not in swallowed)
+    savings = tuple(float(cut.flops) for cut in cuts)
+    found: list[tuple[str, ...]] = []
+    for step in range(1, count + 1):
+        budget = Budget("FLOPs ratio", total, total - most * step / (count + 1), savings)
+        for answer in best_cuts(cuts, damages, [budget], 1):
+            removed = tuple(unit for i in answer for unit in cuts[i].units)
+            if removed not in found:
+                found.append(removed)
+    return found
