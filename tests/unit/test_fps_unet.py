@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import UNet3DConditionModel
 from safetensors.torch import load_file
+from videocrafter_toys import tiny_unet
 
-from tests.unit.videocrafter_toys import tiny_unet
 from vdmini_core.convert.videocrafter import convert_videocrafter
 from vdmini_core.errors import ModelError
 from vdmini_core.models import load_denoiser

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
+from videocrafter_toys import LENGTH, OpenCLIPText, tiny_unet, tiny_vae
 
 import vdmini_core
-from tests.unit.videocrafter_toys import LENGTH, OpenCLIPText, tiny_unet, tiny_vae
 from vdmini_core.convert.parts import fill, text_part
 from vdmini_core.errors import ModelError, PlanError
 from vdmini_core.models import load_denoiser, removal, topology

@@ -6,10 +6,12 @@ made of torch's own layers, in OpenCLIP's order of computation.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vdmini_core.convert import unet_keys, vae_keys
@@ -127,3 +129,10 @@ def checkpoint(unet: Any, vae: Any, text: OpenCLIPText) -> dict[str, Tensor]:
     """All of it, by the names of the training class."""
     parts = ((UNET, original_unet(unet)), (VAE, original_vae(vae)), (TEXT, text.original()))
     return {prefix + name: tensor for prefix, state in parts for name, tensor in state.items()}
+
+
+def unet_file(path: Path, kind: str = "videocrafter2", drop: str = "", **more: Tensor) -> Path:
+    """A file with a U-Net's weights alone, without `drop`, with `more`."""
+    state = original_unet(tiny_unet(kind))
+    save_file({k: v.contiguous() for k, v in state.items() if k != drop} | more, path)
+    return path
