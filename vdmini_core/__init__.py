@@ -14,11 +14,16 @@ __version__ = "0.1.0"
 # whose top level shows ModelMixin; both are resolved lazily so that a light import stays light.
 _LAZY = {
     "ModelMixin": ("diffusers", "ModelMixin"),
+    "SchedulerMixin": ("diffusers", "SchedulerMixin"),
     "AutoencoderKLTemporalPrunedDecoder": (
         "vdmini_core.models.pruned_vae",
         "AutoencoderKLTemporalPrunedDecoder",
     ),
     "UNetSpatioTemporalPrunedModel": ("vdmini_core.models.pruned_unet", "UNetSpatioTemporalPrunedModel"),
+    "UNet3DFpsConditionModel": ("vdmini_core.models.fps_unet", "UNet3DFpsConditionModel"),
+    "ConsistencyScheduler": ("vdmini_core.models.t2v_schedulers", "ConsistencyScheduler"),
+    "RescaledDDIMScheduler": ("vdmini_core.models.t2v_schedulers", "RescaledDDIMScheduler"),
+    "VideoCrafterPipeline": ("vdmini_core.models.t2v_pipeline", "VideoCrafterPipeline"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Commands that need the core alone: `python -m vdmini_core inspect | generate | fvd ...`.
+"""Commands that need the core alone: `python -m vdmini_core inspect | generate | convert | fvd ...`.
 
 The full command line (`flows/cli.py`) offers the very same functions under `vdmini`.
 """
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vdmini_core.cli_convert import convert
 from vdmini_core.cli_metrics import fvd, fvd_stats
 from vdmini_core.cli_plan import plan, plan_diff
 from vdmini_core.errors import DataError, VDMiniError
@@ -98,6 +99,7 @@ def generate(
 CORE_COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "generate": generate,
+    "convert": convert,
     "plan": plan,
     "plan-diff": plan_diff,
     "fvd": fvd,

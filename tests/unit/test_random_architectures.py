@@ -18,7 +18,7 @@ from random_unets import Architecture, architectures, removals
 from vdmini_core.errors import PlanError
 from vdmini_core.models.flops import total_flops
 from vdmini_core.models.pruned_unet import UNetSpatioTemporalPrunedModel
-from vdmini_core.models.registry import _own_memory
+from vdmini_core.models.registry import own_memory
 from vdmini_core.params import PlanParams
 from vdmini_core.pruning.plan import Plan
 from vdmini_core.pruning.recipes import describe_plan, make_plan
@@ -51,7 +51,7 @@ def saved_and_loaded(model: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         again = type(model).from_pretrained(folder).eval().requires_grad_(False)
-        _own_memory(again)
+        own_memory(again)
     return again
 
 

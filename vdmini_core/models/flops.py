@@ -12,11 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vdmini_core.models.base import SamplingSettings
 from vdmini_core.models.pruned_unet import build_on_meta
+
+TEXT_TOKENS = 77  # of a prompt, padded
 
 
 def module_flops(model: nn.Module, call: Callable[[], Any]) -> dict[str, int]:
@@ -46,10 +48,12 @@ def total_flops(denoiser: nn.Module, settings: SamplingSettings) -> int:
 
 
 def decoder_flops(vae: Any, settings: SamplingSettings) -> dict[str, int]:
-    """Operations of decoding one clip in one go with the temporal VAE decoder, per module path."""
+    """Operations of decoding one clip in one go, per module path of the VAE decoder, temporal or not."""
     config = {k: v for k, v in vae.config.items() if not k.startswith("_")}
     decoder: Any = build_on_meta(type(vae), config).decoder
     latents = torch.zeros(settings.frames, config["latent_channels"], *settings.latent_size, device="meta")
+    if not hasattr(decoder, "time_conv_out"):  # one frame at a time
+        return module_flops(decoder, lambda: decoder(latents))
     images = torch.zeros(1, settings.frames, device="meta")  # no frame is a still image
     return module_flops(
         decoder, lambda: decoder(latents, num_frames=settings.frames, image_only_indicator=images)
@@ -63,8 +67,14 @@ def _unet_flops(cls: Any, config: str, frames: int, height: int, width: int) -> 
     return module_flops(unet, lambda: unet(*inputs))
 
 
-def unet_inputs(unet: Any, frames: int, height: int, width: int, device: str = "meta") -> tuple[Tensor, ...]:
-    """Sample (1, F, C, h, w), timestep (1,), image embedding (1, 1, D), time ids (1, n)."""
+def unet_inputs(unet: Any, frames: int, height: int, width: int, device: str = "meta") -> tuple[Any, ...]:
+    """Sample (1, F, C, h, w), timestep (1,), image embedding (1, 1, D), time ids (1, n).
+
+    Of a ModelScope-type U-Net: sample (1, C, F, h, w), timestep (1,), text (1, 77, D), frame rate (1,), and
+    embeddings of guidance scales, or None, (1, n).
+    """
+    if hasattr(unet, "fps_embedding"):
+        return _text_inputs(unet, frames, height, width, device)
     embedding = unet.config.cross_attention_dim
     width_of_embedding = embedding if isinstance(embedding, int) else embedding[0]
     ids = unet.config.projection_class_embeddings_input_dim // unet.config.addition_time_embed_dim
@@ -73,4 +83,15 @@ def unet_inputs(unet: Any, frames: int, height: int, width: int, device: str = "
         torch.zeros(1, device=device),
         torch.zeros(1, 1, width_of_embedding, device=device),
         torch.zeros(1, ids, device=device),
+    )
+
+
+def _text_inputs(unet: Any, frames: int, height: int, width: int, device: str) -> tuple[Any, ...]:
+    widths = (unet.config.time_cond_proj_dim, unet.config.motion_cond_proj_dim)
+    return (
+        torch.zeros(1, unet.config.in_channels, frames, height, width, device=device),
+        torch.zeros(1, device=device),
+        torch.zeros(1, TEXT_TOKENS, unet.config.cross_attention_dim, device=device),
+        torch.zeros(1, device=device),
+        *(None if width is None else torch.zeros(1, width, device=device) for width in widths),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,9 +12,8 @@ from torch import nn
 from vdmini_core.errors import ModelError
 from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.models.flops import decoder_flops, denoiser_flops
-from vdmini_core.models.pipeline_dir import SVD_PARTS, check_class, read_config, read_index
-from vdmini_core.models.pruned_unet import UNetSpatioTemporalPrunedModel, build_on_meta
-from vdmini_core.models.pruned_vae import AutoencoderKLTemporalPrunedDecoder
+from vdmini_core.models.pipeline_dir import PIPELINES, check_class, read_config, read_index
+from vdmini_core.models.pruned_unet import build_on_meta
 from vdmini_core.models.registry import (
     default_settings,
     family_of,
@@ -21,18 +22,43 @@ from vdmini_core.models.registry import (
 )
 from vdmini_core.params import Granularity
 
-# stabilityai/stable-video-diffusion-img2vid: what its configs say beside the classes' defaults.
+# What the configs of the published models say beside the classes' defaults: first the pipeline's class.
+STABLE_DIFFUSION_VAE: dict[str, Any] = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+TEMPORAL_VAE = {**STABLE_DIFFUSION_VAE, "sample_size": 768}
+FRAME_VAE = {**STABLE_DIFFUSION_VAE, "up_block_types": ["UpDecoderBlock2D"] * 4}
 BUILT_IN: dict[str, dict[str, dict[str, Any]]] = {
-    "stable-video-diffusion": {
-        "unet": {"num_frames": 14, "sample_size": 96},
-        "vae": {
-            "block_out_channels": [128, 256, 512, 512],
-            "down_block_types": ["DownEncoderBlock2D"] * 4,
-            "layers_per_block": 2,
-            "latent_channels": 4,
-            "sample_size": 768,
+    "stable-video-diffusion": {  # stabilityai/stable-video-diffusion-img2vid
+        "index": {
+            "_class_name": "StableVideoDiffusionPipeline",
+            "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
+            "vae": ["diffusers", "AutoencoderKLTemporalDecoder"],
         },
-    }
+        "unet": {"num_frames": 14, "sample_size": 96},
+        "vae": TEMPORAL_VAE,
+    },
+    "videocrafter2": {
+        "index": {
+            "_class_name": "VideoCrafterPipeline",
+            "unet": ["vdmini_core", "UNet3DFpsConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+        "unet": {},
+        "vae": FRAME_VAE,
+    },
+    "t2v-turbo-v2": {
+        "index": {
+            "_class_name": "VideoCrafterPipeline",
+            "unet": ["vdmini_core", "UNet3DFpsConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+        "unet": {"time_cond_proj_dim": 256, "motion_cond_proj_dim": 256},
+        "vae": FRAME_VAE,
+    },
 }
 
 
@@ -44,8 +70,6 @@ def load_architecture(
     Raises:
         ModelError: no such directory or name, or a class that is not supported.
     """
-    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-
     name = str(directory_or_name)
     if name in BUILT_IN and Path(name).is_dir():
         raise ModelError(
@@ -54,10 +78,9 @@ def load_architecture(
         )
     if name in BUILT_IN:
         configs = BUILT_IN[name]
-        unet = build_on_meta(UNetSpatioTemporalConditionModel, configs["unet"])
-        vae = build_on_meta(AutoencoderKLTemporalDecoder, configs["vae"])
+        unet, vae = (_on_meta(configs["index"], part, configs[part]) for part in ("unet", "vae"))
         settings = default_settings(dict(unet.config), dict(vae.config))  # type: ignore[arg-type]
-        return family_of_class("StableVideoDiffusionPipeline"), unet, vae, settings
+        return family_of_class(str(configs["index"]["_class_name"])), unet, vae, settings
     directory = Path(directory_or_name)
     if not directory.is_dir():
         raise ModelError(
@@ -67,14 +90,16 @@ def load_architecture(
         )
     index = read_index(directory)
     for part in ("unet", "vae"):
-        check_class(part, index.get(part), SVD_PARTS[part][0])
-    pruned = index["unet"][1] == UNetSpatioTemporalPrunedModel.__name__
-    unet_class = UNetSpatioTemporalPrunedModel if pruned else UNetSpatioTemporalConditionModel
-    unet = build_on_meta(unet_class, read_config(directory / "unet" / "config.json"))
-    cut = index["vae"][1] == AutoencoderKLTemporalPrunedDecoder.__name__
-    vae_class: Any = AutoencoderKLTemporalPrunedDecoder if cut else AutoencoderKLTemporalDecoder
-    vae = build_on_meta(vae_class, read_config(directory / "vae" / "config.json"))
+        check_class(part, index.get(part), PIPELINES[index["_class_name"]][part][0])
+    configs = {part: read_config(directory / part / "config.json") for part in ("unet", "vae")}
+    unet, vae = (_on_meta(index, part, configs[part]) for part in ("unet", "vae"))
     return family_of(directory), unet, vae, load_settings(directory)
+
+
+def _on_meta(index: Mapping[str, Any], part: str, config: Mapping[str, Any]) -> nn.Module:
+    """A part without memory, of the class that the index names."""
+    library, name = index[part]
+    return build_on_meta(getattr(importlib.import_module(library), name), config)
 
 
 def family_of_class(name: str) -> Family:
@@ -88,7 +113,7 @@ def inspect_model(
     """Units with parameters and FLOPs of a pipeline directory or of a built-in architecture.
 
     Args:
-        directory_or_name: pipeline directory, or `stable-video-diffusion` for the real full-size model.
+        directory_or_name: pipeline directory, or the name of a real full-size model (`BUILT_IN`).
         settings: size to count FLOPs at; the model's own where None.
         granularity: which units: `pair`, `block`, `both`, or `temporal`, both and temporal sub-layers.
 

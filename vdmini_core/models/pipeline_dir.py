@@ -13,7 +13,9 @@ INDEX = "model_index.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 VARIANT = "fp16"
 # Part -> (library, class) pairs that may fill it; weights None: the part has a config only.
-Parts = Mapping[str, tuple[frozenset[tuple[str, str]], tuple[str, str | None]]]
+Class = tuple[str, str] | tuple[None, None]
+ABSENT = (None, None)  # how model_index.json says that a part is not there
+Parts = Mapping[str, tuple[frozenset[Class], tuple[str, str | None]]]
 SVD_PARTS: Parts = {
     "unet": (
         frozenset(
@@ -51,7 +53,27 @@ SVD_PARTS: Parts = {
         ("preprocessor_config.json", None),
     ),
 }
-PIPELINES: dict[str, Parts] = {"StableVideoDiffusionPipeline": SVD_PARTS}
+VIDEOCRAFTER_PARTS: Parts = {
+    "unet": (
+        frozenset({("vdmini_core", "UNet3DFpsConditionModel")}),
+        ("config.json", "diffusion_pytorch_model"),
+    ),
+    "vae": (frozenset({("diffusers", "AutoencoderKL")}), ("config.json", "diffusion_pytorch_model")),
+    "text_encoder": (frozenset({("transformers", "CLIPTextModel")}), ("config.json", "model")),
+    "scheduler": (
+        frozenset({("vdmini_core", "ConsistencyScheduler"), ("vdmini_core", "RescaledDDIMScheduler")}),
+        ("scheduler_config.json", None),
+    ),
+    # Prompts may come as embeddings.
+    "tokenizer": (
+        frozenset({("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast"), ABSENT}),
+        ("tokenizer_config.json", None),
+    ),
+}
+PIPELINES: dict[str, Parts] = {
+    "StableVideoDiffusionPipeline": SVD_PARTS,
+    "VideoCrafterPipeline": VIDEOCRAFTER_PARTS,
+}
 
 
 def read_index(directory: Path) -> dict[str, Any]:
@@ -89,6 +111,8 @@ def check_directory(directory: Path) -> dict[str, Any]:
     parts = PIPELINES[index["_class_name"]]
     for part, (allowed, (config, weights)) in parts.items():
         check_class(part, index.get(part), allowed)
+        if _absent(index, part):
+            continue
         if not (directory / part / config).is_file():
             raise ModelError(
                 f"the pipeline's {part} is incomplete",
@@ -101,13 +125,17 @@ def check_directory(directory: Path) -> dict[str, Any]:
     return index
 
 
-def check_class(part: str, entry: Any, allowed: frozenset[tuple[str, str]]) -> None:
+def _absent(index: Mapping[str, Any], part: str) -> bool:
+    return tuple(index.get(part) or ABSENT) == ABSENT
+
+
+def check_class(part: str, entry: Any, allowed: frozenset[Class]) -> None:
     """Refuse a part whose library or class is not one of `allowed`."""
     found = tuple(entry) if isinstance(entry, list) else None
     if found not in allowed:
         raise ModelError(
             f"the pipeline's {part} is missing or of a foreign class",
-            expected=" or ".join(sorted(".".join(pair) for pair in allowed)),
+            expected=" or ".join(sorted(f"{library}.{name}" for library, name in allowed if library)),
             found="nothing" if entry in (None, [None, None]) else str(entry),
             fix="only these classes are loaded; code from a model directory is never run",
         )
@@ -158,7 +186,10 @@ def needed_files(directory: Path) -> list[Path]:
     half = variant_of(directory, index) is not None
     found = [Path(INDEX)]
     for part, (_, (_, stem)) in PIPELINES[index["_class_name"]].items():
-        files = [p for p in sorted((directory / part).iterdir()) if p.suffix in (".json", ".safetensors")]
+        if _absent(index, part):
+            continue
+        kinds = (".json", ".safetensors", ".txt") if part == "tokenizer" else (".json", ".safetensors")
+        files = [p for p in sorted((directory / part).iterdir()) if p.suffix in kinds]
         plain = [p for p in files if f".{VARIANT}." not in p.name and f".{VARIANT}-" not in p.name]
         found += [p.relative_to(directory) for p in (files if half and stem is not None else plain)]
     return found

@@ -59,9 +59,9 @@ class DroppedAttention(nn.Module):
 
 
 class DroppedTemporal(nn.Module):
-    """In place of a temporal resnet, a temporal transformer block or the embedding of the frame's number.
+    """In place of a temporal convolution, resnet or transformer block, or the frame number's embedding.
 
-    Its output reaches nothing: a `DroppedMixer` comes after it.
+    In a spatio-temporal layer its output reaches nothing: a `DroppedMixer` comes after it.
     """
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -82,7 +82,7 @@ class DroppedMixer(nn.Module):
 class DroppedBlock(nn.Module):
     """In place of the mid block."""
 
-    def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         """(B*F, C, h, w) -> the same."""
         return hidden_states
 

@@ -21,7 +21,14 @@ from vdmini_core.models.pipeline_dir import check_directory, read_config, read_i
 
 SETTINGS = "vdmini.json"
 # Pipeline class -> the module that registers its family, imported on first use.
-FAMILY_MODULES = {"StableVideoDiffusionPipeline": "vdmini_core.models.svd"}
+FAMILY_MODULES = {
+    "StableVideoDiffusionPipeline": "vdmini_core.models.svd",
+    "VideoCrafterPipeline": "vdmini_core.models.videocrafter",
+}
+# As the originals' own scripts sample: VideoCrafter2, and T2V-Turbo-v2, whose U-Net is told the guidance.
+TEXT_SIZE = {"frames": 16, "height": 320, "width": 512}
+VIDEOCRAFTER2_DEFAULTS = {**TEXT_SIZE, "fps": 28.0, "steps": 50, "guidance": 12.0}
+TURBO_DEFAULTS = {**TEXT_SIZE, "fps": 16.0, "steps": 8, "guidance": 7.5}
 SVD_DEFAULTS = {"frames": 14, "height": 576, "width": 1024, "fps": 7.0, "steps": 25, "guidance": 3.0}
 
 Cls = TypeVar("Cls", bound=type)
@@ -65,13 +72,16 @@ def load_pipeline(
     Raises:
         ModelError: when the directory is incomplete, unsafe or of an unknown class.
     """
-    from diffusers import DiffusionPipeline
+    import diffusers
+
+    import vdmini_core
 
     directory = Path(directory)
     index = check_directory(directory)
+    library: Any = diffusers if hasattr(diffusers, index["_class_name"]) else vdmini_core
     try:
-        with _quiet_libraries():
-            pipeline = DiffusionPipeline.from_pretrained(
+        with quiet_libraries():
+            pipeline = getattr(library, index["_class_name"]).from_pretrained(
                 directory,
                 dtype=dtype,
                 use_safetensors=True,
@@ -86,11 +96,11 @@ def load_pipeline(
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.to(device).eval().requires_grad_(False)
-            _own_memory(part)
+            own_memory(part)
     return pipeline
 
 
-def _own_memory(part: nn.Module) -> None:
+def own_memory(part: nn.Module) -> None:
     """Copy tensors out of the mapped file.
 
     They lie there at odd addresses, for which the CPU takes other code paths: the same weights would give
@@ -102,7 +112,7 @@ def _own_memory(part: nn.Module) -> None:
 
 def save_pipeline(pipeline: Any, directory: Path, settings: SamplingSettings | None) -> None:
     """Write a pipeline directory, weights as safetensors; `vdmini.json` where settings are given."""
-    with _quiet_libraries():
+    with quiet_libraries():
         pipeline.save_pretrained(directory, safe_serialization=True)
     for path in sorted(Path(directory).rglob("*.json")):
         _forget_origin(path)
@@ -151,6 +161,9 @@ def load_settings(directory: Path, pipeline: Any = None) -> SamplingSettings:
 def default_settings(unet: dict[str, Any], vae: dict[str, Any]) -> SamplingSettings:
     """Sampling settings from the configs of U-Net and VAE alone."""
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    if "motion_cond_proj_dim" in unet:
+        text = VIDEOCRAFTER2_DEFAULTS if unet.get("time_cond_proj_dim") is None else TURBO_DEFAULTS
+        return SamplingSettings(**text, latent_scale=scale)  # type: ignore[arg-type]
     defaults: dict[str, Any] = dict(SVD_DEFAULTS)
     size: Any = unet.get("sample_size")
     real = size is None or size == 96  # the published checkpoints say 96 and sample 72x128
@@ -218,7 +231,7 @@ def architecture(denoiser: Any) -> str:
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """No progress bars and hints while a few parts load; the libraries' own settings come back afterwards."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -94,15 +95,26 @@ def paper_units(unet: nn.Module) -> tuple[str, ...]:
 
 def pair_placeholders(pair: Pair, shortcut: nn.Module | None = None) -> dict[str, nn.Module | None]:
     """Placeholders of one pair; `shortcut` carries the path past it where channels change."""
-    result: dict[str, nn.Module | None] = {pair.resnet: DroppedResnet(pair.channels_out, shortcut)}
-    if pair.attention is not None:
-        result[pair.attention] = DroppedAttention()
-    return result
+    rest = pair.modules[1:]
+    return {
+        pair.resnet: DroppedResnet(pair.channels_out, shortcut),
+        **{path: _passing(path) for path in rest},
+    }
+
+
+def shortcut_of(resnet: Any) -> nn.Module | None:
+    """A resnet's own 1x1 shortcut, None where channels stay; of a spatio-temporal one its spatial part's."""
+    return getattr(resnet, "spatial_res_block", resnet).conv_shortcut
 
 
 def temporal_placeholders(paths: Iterable[str]) -> dict[str, nn.Module | None]:
     """Placeholders of one temporal sub-layer, whose modules `topology.temporal_units` names."""
-    return {path: DroppedMixer() if path.endswith(".time_mixer") else DroppedTemporal() for path in paths}
+    return {path: DroppedMixer() if path.endswith(".time_mixer") else _passing(path) for path in paths}
+
+
+def _passing(path: str) -> nn.Module:
+    """What passes its input on in the form that the block expects of the module at `path`."""
+    return DroppedAttention() if topology.list_of(path).endswith("attentions") else DroppedTemporal()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -47,7 +47,7 @@ def build_student(
             "removed_units": list(_all_removed(teacher, removed)),
             "inner_widths": {**_narrowed(teacher), **widths} or None,
         }
-        student = build_on_meta(UNetSpatioTemporalPrunedModel, config)
+        student = build_on_meta(_classes_of(teacher)[1], config)
         layer_map = {path: path for path in weight_groups(student)}
     if weights:
         copy_weights(teacher, student, layer_map, kept)
@@ -92,12 +92,19 @@ def _narrowed(teacher: Any) -> dict[str, int]:
     return dict(teacher.config.get("inner_widths") or {})
 
 
+def _classes_of(teacher: nn.Module) -> tuple[Any, Any]:
+    """The class of the whole architecture and the one that lacks units; ours is both."""
+    if isinstance(teacher, UNetSpatioTemporalConditionModel):
+        return UNetSpatioTemporalConditionModel, UNetSpatioTemporalPrunedModel
+    return type(teacher), type(teacher)
+
+
 def _all_removed(teacher: Any, removed: Sequence[str]) -> tuple[str, ...]:
     """The cut together with what an already pruned teacher lacks, against the full architecture."""
     earlier = tuple(teacher.config.get("removed_units") or ())
     if not earlier:
         return tuple(removed)
-    whole = build_on_meta(UNetSpatioTemporalConditionModel, _config(teacher))
+    whole = build_on_meta(_classes_of(teacher)[0], _config(teacher))
     return removal.canonical_units(whole, [*earlier, *removed])
 
 
@@ -108,7 +115,9 @@ def _stock_layers(teacher: Any, removed: Sequence[str]) -> list[int] | None:
     where the kept up pairs take exactly the kept down pairs' outputs, each once, then the level's input.
     """
     beside_pairs = any(name == "M" or name.endswith(topology.TEMPORAL) for name in removed)
-    if beside_pairs or isinstance(teacher, UNetSpatioTemporalPrunedModel):
+    if beside_pairs or not isinstance(teacher, UNetSpatioTemporalConditionModel):
+        return None
+    if isinstance(teacher, UNetSpatioTemporalPrunedModel):
         return None
     if not removed and type(teacher) is UNetSpatioTemporalConditionModel:
         return _layers_of(teacher)

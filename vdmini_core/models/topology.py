@@ -1,4 +1,4 @@
-"""Unit names of SVD-type U-Nets and where they live in the module tree.
+"""Unit names of SVD-type and ModelScope-type U-Nets and where they live in the module tree.
 
 `D.l.pair.j` is pair j of `down_blocks.l`, `U.k.pair.j` of `up_blocks.k`; `D.l`, `M`, `U.k` are blocks
 (paper Fig. 1); `.temporal` behind a pair or `M` is its temporal sub-layer. Works on stock models, on
@@ -8,20 +8,26 @@ pruned ones (teacher naming) and on the meta device.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 from torch import nn
 
 from vdmini_core.models.base import TracePoint
 from vdmini_core.models.pruned_unet import (
+    DroppedAttention,
     DroppedBlock,
     DroppedInnerDown,
     DroppedInnerUp,
     DroppedMixer,
     DroppedResnet,
+    DroppedTemporal,
 )
 
 TEMPORAL = ".temporal"
+# A pair's modules, one of each list that its block has, as the data meets them. SVD's resnets and attentions
+# have their temporal part inside; ModelScope's blocks have lists of it.
+PAIR_LISTS = ("resnets", "temp_convs", "attentions", "temp_attentions")
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,7 @@ class Pair:
         name: unit name.
         block: name of its block.
         index: place in its block.
-        resnet: dotted path.
-        attention: dotted path, None in blocks without attention.
+        modules: dotted paths of its modules in the order the data meets them, the resnet first.
         channels_in: hidden channels coming in, the skip of an up pair apart.
         channels_out: hidden channels going out.
         present: False in a model it was already cut from.
@@ -42,8 +47,7 @@ class Pair:
     name: str
     block: str
     index: int
-    resnet: str
-    attention: str | None
+    modules: tuple[str, ...]
     channels_in: int
     channels_out: int
     present: bool
@@ -54,14 +58,14 @@ class Pair:
         return self.channels_in == self.channels_out
 
     @property
-    def modules(self) -> tuple[str, ...]:
-        """Dotted paths of its modules."""
-        return (self.resnet,) if self.attention is None else (self.resnet, self.attention)
+    def resnet(self) -> str:
+        """Dotted path of its resnet."""
+        return self.modules[0]
 
     @property
     def output(self) -> str:
         """Dotted path of the module whose output is the pair's."""
-        return self.attention or self.resnet
+        return self.modules[-1]
 
 
 def levels(unet: nn.Module) -> int:
@@ -107,10 +111,7 @@ def pairs(unet: nn.Module) -> list[Pair]:
                     name=f"{block}.pair.{index}",
                     block=block,
                     index=index,
-                    resnet=f"{block_path(unet, block)}.resnets.{index}",
-                    attention=f"{block_path(unet, block)}.attentions.{index}"
-                    if hasattr(module, "attentions")
-                    else None,
+                    modules=_modules_at(module, block_path(unet, block), index),
                     channels_in=into if index == 0 else out,
                     channels_out=out,
                     present=not isinstance(resnet, DroppedResnet),
@@ -126,7 +127,9 @@ def temporal_units(unet: nn.Module) -> dict[str, tuple[str, ...]]:
     """
     owners = {pair.name: pair.modules for pair in pairs(unet) if pair.present}
     if mid_present(unet):
-        owners["M"] = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
+        mid: Any = unet.mid_block
+        rows = [_modules_at(mid, "mid_block", index) for index in range(len(mid.resnets))]
+        owners["M"] = tuple(path for row in rows for path in row)
     order = block_names(unet)
     return {
         name + TEMPORAL: tuple(path for module in modules for path in _temporal_parts(unet, module))
@@ -135,12 +138,14 @@ def temporal_units(unet: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def trace_points(unet: nn.Module) -> list[TracePoint]:
-    """`conv_in`, every resnet, attention and resampler, and the mid block whole, as the data meets them.
+    """The way in, every module of a pair, every resampler, and the mid block whole, as the data meets them.
 
-    Kept are the outputs of pairs and resamplers: skips come from them, and units start behind them. Of an
-    innermost level that is gone nothing is listed: it only passes on.
+    Kept are the outputs of pairs and resamplers: skips come from them, and units start behind them; and of
+    resnets that a temporal sub-layer starts behind. Of an innermost level that is gone nothing is listed:
+    it only passes on.
     """
-    points = [TracePoint("conv_in", True)]
+    entry = ["conv_in", *(["transformer_in"] if hasattr(unet, "transformer_in") else [])]
+    points = [TracePoint(path, path == entry[-1]) for path in entry]
     inside = pairs(unet)
     for block in block_names(unet):
         path = block_path(unet, block)
@@ -149,7 +154,8 @@ def trace_points(unet: nn.Module) -> list[TracePoint]:
             continue
         for pair in inside:
             if pair.block == block:
-                points += [TracePoint(module, module == pair.output) for module in pair.modules]
+                kept = {pair.output, *(pair.resnet for path in pair.modules if list_of(path) == "temp_convs")}
+                points += [TracePoint(module, module in kept) for module in pair.modules]
         resamplers = getattr(unet.get_submodule(path), _resampler(block), None)
         points += [TracePoint(f"{path}.{_resampler(block)}.{i}", True) for i in range(len(resamplers or ()))]
     return points
@@ -184,15 +190,30 @@ def _config(unet: nn.Module) -> Any:
 
 
 def _temporal_parts(unet: nn.Module, path: str) -> list[str]:
-    """Of a spatio-temporal resnet or transformer: all that its spatial output does not pass through."""
+    """Of a spatio-temporal resnet or transformer: all that its spatial output does not pass through.
+
+    A module that is temporal as a whole is its own part, a spatial one has none.
+    """
     module = unet.get_submodule(path)
-    if isinstance(module.time_mixer, DroppedMixer):
+    if list_of(path).startswith("temp_"):
+        return [] if isinstance(module, DroppedTemporal | DroppedAttention) else [path]
+    if isinstance(getattr(module, "time_mixer", None), DroppedMixer | NoneType):
         return []
     layers: Any = getattr(module, "temporal_transformer_blocks", None)
     if layers is None:
         return [f"{path}.temporal_res_block", f"{path}.time_mixer"]
     blocks = [f"{path}.temporal_transformer_blocks.{index}" for index in range(len(layers))]
     return [f"{path}.time_pos_embed", *blocks, f"{path}.time_mixer"]
+
+
+def list_of(path: str) -> str:
+    """Name of the module list that a path leads into: `resnets` of `down_blocks.0.resnets.1`."""
+    return path.split(".")[-2]
+
+
+def _modules_at(block: Any, path: str, index: int) -> tuple[str, ...]:
+    lists = [name for name in PAIR_LISTS if index < len(getattr(block, name, ()))]
+    return tuple(f"{path}.{name}.{index}" for name in lists)
 
 
 def _block_channels(unet: nn.Module, block: str) -> tuple[int, int]:

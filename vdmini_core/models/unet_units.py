@@ -1,4 +1,4 @@
-"""Units and cuts of SVD-type U-Nets: what may be removed, with its parameters and FLOPs."""
+"""Units and cuts of SVD-type and ModelScope-type U-Nets: what may be removed, its parameters and FLOPs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vdmini_core.models.flops import denoiser_flops
 
 
 def list_units(denoiser: nn.Module, settings: SamplingSettings, granularity: str) -> list[Unit]:
-    """Every unit in the order the data meets them; see `SVDFamily.units`."""
+    """Every unit in the order the data meets them; see `UNetFamily.units`."""
     flops = denoiser_flops(denoiser, settings)
     pairs = topology.pairs(denoiser)
     temporal = topology.temporal_units(denoiser) if granularity == "temporal" else {}
@@ -37,7 +37,7 @@ def list_units(denoiser: nn.Module, settings: SamplingSettings, granularity: str
 
 
 def list_cuts(denoiser: nn.Module, settings: SamplingSettings) -> list[Cut]:
-    """Every decision of the planner; see `SVDFamily.cuts`.
+    """Every decision of the planner; see `UNetFamily.cuts`.
 
     A cut conflicts with all cuts that are part of it: a pair with its temporal sub-layer, the innermost
     level with everything inside.

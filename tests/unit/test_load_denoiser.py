@@ -1,0 +1,52 @@
+"""One loader for every family's denoiser; what it does not know it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import svd_toys
+import torch
+from diffusers import UNet2DModel
+from safetensors.torch import load_file, save_file
+from videocrafter_toys import tiny_unet
+
+from vdmini_core.bundled import bundled_teacher_path
+from vdmini_core.errors import ModelError
+from vdmini_core.models import load_denoiser
+
+
+def test_only_known_denoisers_are_loaded(tmp_path):
+    with pytest.raises(ModelError, match=r"there is no denoiser[\s\S]*no such directory"):
+        load_denoiser(tmp_path / "none")
+    UNet2DModel(
+        block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)
+    ).save_pretrained(tmp_path / "other")
+    with pytest.raises(ModelError, match=r"class that is not supported[\s\S]*UNet2DModel"):
+        load_denoiser(tmp_path / "other")
+    tiny_unet().save_pretrained(tmp_path / "cut")
+    weights = tmp_path / "cut" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    save_file({k: v for k, v in state.items() if k != "conv_out.bias"}, weights)
+    with pytest.raises(ModelError, match=r"not those of its config.json[\s\S]*1 missing: conv_out.bias"):
+        load_denoiser(tmp_path / "cut")
+    save_file(state | {"conv_out.bias": torch.ones(5)}, weights)
+    with pytest.raises(ModelError, match=r"conv_out\.bias|not those of"):
+        load_denoiser(tmp_path / "cut")
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ModelError, match="pickled weights only"):
+        load_denoiser(tmp_path / "cut")
+
+
+def test_the_loader_knows_every_family(tmp_path):
+    stock = svd_toys.tiny_unet()
+    for name, unet in (
+        ("stock", stock),
+        ("pruned", svd_toys.FAMILY.prune(stock, svd_toys.FAMILY.paper_cut(stock))),
+    ):
+        unet.save_pretrained(tmp_path / name)
+        again = load_denoiser(tmp_path / name)
+        assert type(again) is type(unet) and not any(p.requires_grad for p in again.parameters())
+        given = svd_toys.inputs()
+        assert torch.equal(svd_toys.forward(again, given), svd_toys.forward(unet, given))
+    assert type(load_denoiser(bundled_teacher_path("mini"))).__name__ == "UNetSpatioTemporalConditionModel"
+    half = load_denoiser(tmp_path / "stock", dtype=torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}

@@ -1,0 +1,95 @@
+"""The one door to a denoiser alone: whatever its family, stock or pruned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vdmini_core.errors import ModelError
+from vdmini_core.models.pipeline_dir import INDEX, VARIANT, check_weights, read_config
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+WEIGHTS = "diffusion_pytorch_model"
+COMPONENTS = ("unet", "transformer")
+# Class name in config.json -> the library that has it; nothing else is loaded.
+DENOISERS = {
+    "UNetSpatioTemporalConditionModel": "diffusers",
+    "UNetSpatioTemporalPrunedModel": "vdmini_core",
+    "UNet3DFpsConditionModel": "vdmini_core",
+}
+
+
+def load_denoiser(
+    directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> nn.Module:
+    """Load the denoiser of a pipeline directory, or of its own directory: frozen, in eval mode.
+
+    The class is the one its `config.json` names: the stock one, or one of ours.
+
+    Args:
+        directory: pipeline directory (with `unet/` or `transformer/`), or the component's directory.
+        device: to put it on.
+        dtype: of its weights; float32 where None.
+
+    Raises:
+        ModelError: no denoiser there, an unknown class, pickled weights, or weights that do not fill it.
+    """
+    import importlib
+
+    import torch
+    from safetensors import SafetensorError
+
+    from vdmini_core.models.registry import own_memory, quiet_libraries
+
+    folder = _component(Path(directory))
+    name = read_config(folder / "config.json").get("_class_name")
+    if name not in DENOISERS:
+        raise ModelError(
+            f"{folder} is of a class that is not supported",
+            expected=" or ".join(DENOISERS),
+            found=str(name),
+            fix="only these classes are loaded; code from a model directory is never run",
+        )
+    check_weights(folder, WEIGHTS)
+    cls: Any = getattr(importlib.import_module(DENOISERS[name]), name)
+    whole = any(f".{VARIANT}" not in path.name for path in folder.glob(f"{WEIGHTS}*.safetensors"))
+    try:
+        with quiet_libraries():
+            model, found = cls.from_pretrained(
+                folder,
+                torch_dtype=dtype or torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                variant=None if whole else VARIANT,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise ModelError(f"{folder} cannot be loaded", found=first, fix="check its files") from error
+    wrong = {
+        key: names for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if (names := found[key])
+    }
+    if wrong:
+        counts = "; ".join(
+            f"{len(names)} {key.split('_')[0]}: {sorted(map(str, names))[0]}" for key, names in wrong.items()
+        )
+        raise ModelError(f"the weights in {folder} are not those of its config.json", found=counts)
+    model.to(device).eval().requires_grad_(False)
+    own_memory(model)
+    return model
+
+
+def _component(directory: Path) -> Path:
+    """The denoiser's own directory."""
+    choices = [directory, *(directory / name for name in COMPONENTS)]
+    found = [path for path in choices if (path / "config.json").is_file()]
+    if not found:
+        raise ModelError(
+            f"there is no denoiser in {directory}",
+            expected=f"a pipeline directory ({INDEX} and unet/), or a directory with config.json",
+            found="no such directory" if not directory.is_dir() else "no config.json",
+        )
+    return found[0]

@@ -1,0 +1,82 @@
+"""The family of VideoCrafter2 and T2V-Turbo-v2: `VideoCrafterPipeline` and its U-Net, whole or pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdmini_core.errors import ModelError
+from vdmini_core.models import videocrafter_sampling
+from vdmini_core.models.base import Conditions, SamplingSettings
+from vdmini_core.models.registry import register_family
+from vdmini_core.models.t2v_schedulers import ConsistencyScheduler
+from vdmini_core.models.unet_family import UNetFamily
+
+
+@register_family("VideoCrafterPipeline")
+class VideoCrafterFamily(UNetFamily):
+    """Units, bypass, surgery and sampling of ModelScope-type text-to-video U-Nets."""
+
+    name = "videocrafter"
+
+    def prepare_prompts(
+        self, pipeline: Any, prompts: Sequence[str], settings: SamplingSettings, seeds: Sequence[int]
+    ) -> Conditions:
+        """Prompts, one for each clip -> `text`, `negative_text`, `fps`, `guidance`, `seed`."""
+        return videocrafter_sampling.prepare_prompts(pipeline, prompts, settings, seeds)
+
+    def prepare_conditions(
+        self,
+        pipeline: Any,
+        first_frames_BHWC: Tensor,
+        settings: SamplingSettings,
+        seed: int | Sequence[int],
+    ) -> Conditions:
+        """Refused: a text-to-video model is conditioned by `prepare_prompts`.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(
+            "a text-to-video model does not start from first frames",
+            expected="prompts",
+            found=f"{len(first_frames_BHWC)} first frames",
+            fix="prepare its conditions with `prepare_prompts`",
+        )
+
+    def encode_clips(self, pipeline: Any, clips_BFHWC: Tensor) -> Tensor:
+        """Clips uint8 (B, F, H, W, 3) -> scaled latents (B, F, C, h, w), the mode of the posterior."""
+        return videocrafter_sampling.encode_clips(pipeline, clips_BFHWC)
+
+    def decode_latents(self, pipeline: Any, latents_BFChw: Tensor, settings: SamplingSettings) -> Tensor:
+        """Scaled latents (B, F, C, h, w) -> clips uint8 (B, F, H, W, 3) on the CPU."""
+        return videocrafter_sampling.decode_latents(pipeline, latents_BFChw, settings)
+
+    def noise(self, denoiser: nn.Module, settings: SamplingSettings, seeds: Sequence[int]) -> Tensor:
+        """Unit noise (B, F, C, h, w), one generator per clip, as the stock call draws it."""
+        return videocrafter_sampling.unit_noise(denoiser, settings, seeds)
+
+    def denoise(
+        self, denoiser: nn.Module, noisy_BFChw: Tensor, sigma_B: Tensor, conditions: Conditions
+    ) -> Tensor:
+        """Predicted clean latents (B, F, C, h, w) at noise levels (B,)."""
+        return videocrafter_sampling.denoise(denoiser, noisy_BFChw, sigma_B, conditions)
+
+    def sample(
+        self,
+        pipeline: Any,
+        denoiser: nn.Module,
+        noise_BFChw: Tensor,
+        conditions: Conditions,
+        settings: SamplingSettings,
+    ) -> Tensor:
+        """Unit noise -> clean scaled latents (B, F, C, h, w); without gradients."""
+        with torch.no_grad():
+            return videocrafter_sampling.sample(pipeline, denoiser, noise_BFChw, conditions, settings)
+
+    def training_sigmas(self, settings: SamplingSettings, count: int, generator: torch.Generator) -> Tensor:
+        """Noise levels (count,) for recovery, of T2V-Turbo-v2's schedule (no scale)."""
+        return videocrafter_sampling.training_sigmas(ConsistencyScheduler(), settings.steps, count, generator)
