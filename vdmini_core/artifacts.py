@@ -155,3 +155,13 @@ def clear_leftovers(final: Path) -> None:
             owner = path.name.removeprefix(f".{final.name}.").split("-", 1)[0]
             if not (owner.isdigit() and Path(f"/proc/{owner}").exists() and int(owner) != os.getpid()):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file says so itself: the length of a header, then the header, JSON. A name may lie.
+
+    Its first bytes alone may be those of any other kind of file: they are a number.
+    """
+    with path.open("rb") as handle:
+        length, first = int.from_bytes(handle.read(8), "little"), handle.read(1)
+    return first == b"{" and length < path.stat().st_size

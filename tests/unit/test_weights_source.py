@@ -12,13 +12,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from safetensors.torch import save
 
 from vdmini_core.errors import DataError
-from vdmini_core.metrics.weights_source import cache_folder, locate
+from vdmini_core.metrics.weights_source import cache_folder, load_state_dict, locate
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -127,3 +129,17 @@ def test_a_server_that_cannot_prove_who_it_is_is_refused(
     monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(DataError, match=r"(?s)cannot be fetched.*(?i:certificate)"):
         locate(f"{server}/w.pt", DIGEST)
+
+
+def test_safetensors_whose_length_looks_like_another_kind_of_file(tmp_path: Path) -> None:
+    """A header of 128 bytes (mod 256) starts like a pickle, one of 0x4B50 (mod 65536) like a zip archive."""
+    tensors, found = {"a": torch.arange(3.0)}, set()
+    for wanted in (b"\x80", b"PK"):
+        for padding in range(0, 24_000, 8):
+            blob = save(tensors, {"note": "x" * padding})
+            if blob.startswith(wanted):
+                (tmp_path / "w").write_bytes(blob)
+                assert torch.equal(load_state_dict(tmp_path / "w")["a"], tensors["a"])
+                found.add(wanted)
+                break
+    assert found == {b"\x80", b"PK"}

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vdmini_core.artifacts import is_safetensors
 from vdmini_core.errors import ModelError
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
@@ -52,10 +53,7 @@ def read_checkpoint(path: Path) -> CheckpointParts:
 def _content(path: Path) -> Any:
     zipped = zipfile.is_zipfile(path)
     try:
-        with path.open("rb") as handle:
-            length, first = int.from_bytes(handle.read(8), "little"), handle.read(1)
-        # By content: the length of the header and the header, JSON. A name may lie.
-        if path.suffix == ".safetensors" or (first == b"{" and length < path.stat().st_size):
+        if path.suffix == ".safetensors" or is_safetensors(path):
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # bytes from outside: the readers raise whatever comes of them

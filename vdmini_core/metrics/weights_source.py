@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vdmini_core.artifacts import sha256_file
+from vdmini_core.artifacts import is_safetensors, sha256_file
 from vdmini_core.errors import DataError
 from vdmini_core.progress import progress_bar
 
@@ -137,10 +137,10 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     """
     try:
         with path.open("rb") as handle:
-            head = handle.read(4)
-        if head[:2] != b"PK" and head[:1] != b"\x80":
+            head = handle.read(2)
+        if is_safetensors(path) or (head != b"PK" and head[:1] != b"\x80"):
             return load_file(path)
-        if head[:2] == b"PK" and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
+        if head == b"PK" and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
             raise DataError(
                 f"{path.name} is a TorchScript program, not a state dict",
                 fix="load it with torch.jit where you trust it and save its state_dict() as safetensors",
