@@ -21,7 +21,8 @@ VDMINI = Path(sys.executable).with_name("vdmini")
 def make_project(folder: Path, *assignments: str) -> Path:
     lay_out(folder)
     init_repository(folder)
-    change_params(folder, profile="nano", assignments=assignments)
+    # One worker a run is enough here: test_distill has two, and every process costs seconds to start.
+    change_params(folder, profile="nano", assignments=("distill.workers=1", *assignments))
     return folder
 
 

@@ -16,7 +16,7 @@ from vdmini_core.artifacts import read_json, tree_digests
 
 pytestmark = pytest.mark.services
 SMALL = ("batch_size=1", "window_batch_size=1")
-TRAINING = ("size=nano", "vae_steps=6", "steps=30", "probe_every=30", "checkpoint_every=10", *SMALL)
+TRAINING = ("size=nano", "vae_steps=3", "steps=12", "probe_every=12", "checkpoint_every=4", *SMALL)
 SETTINGS = tuple(f"teacher.train.{setting}" for setting in TRAINING)
 
 

@@ -107,7 +107,12 @@ def test_processes_that_draw_ahead_draw_the_same(tmp_path: Path) -> None:
         assert torch.equal(found.batch.embeddings, expected.batch.embeddings)
 
 
-def test_a_run_goes_on_from_an_exported_teacher_and_the_record_tells_both(tmp_path: Path) -> None:
+def test_a_run_goes_on_from_an_exported_teacher_and_the_record_tells_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vdmini_core.teacher.recipe.HELD_OUT", 4)
+    monkeypatch.setattr("vdmini_core.teacher.recipe.STORED", 16)
+    monkeypatch.setattr("vdmini_core.teacher.export.MEASURED_CLIPS", 4)
     first, second = tmp_path / "first", tmp_path / "second"
     quick = ["--size", "nano", "--steps", "2", "--window-steps", "0", "--quiet-steps", "0"]
     teacher_main(["train-vae", "--size", "nano", "--steps", "2", "--clips", "8", "--out", str(first)])

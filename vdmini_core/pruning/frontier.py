@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from vdmini_core.errors import PlanError
 from vdmini_core.models.base import Family, SamplingSettings, Unit
 from vdmini_core.models.flops import total_flops
 from vdmini_core.pruning.recipes import damage_of, on_offer
@@ -28,21 +31,26 @@ def frontier_cuts(
         metric: which damage of the profile is summed (`PlanParams.metric`).
 
     Returns:
-        Units removed, the largest student first; the same cut once.
-
-    Raises:
-        PlanError: when the profile lacks a unit.
+        Units removed, the largest student first; the same cut once. Units the profile has no row for stay.
     """
-    asked = {row["name"] for row in sensitivity["units"]}
-    cuts, total = on_offer(family.cuts(denoiser, settings), asked), total_flops(denoiser, settings)
-    damages = [damage_of(cut, sensitivity, metric, units) for cut in cuts]
+    asked, total = {row["name"] for row in sensitivity["units"]}, total_flops(denoiser, settings)
+    known: dict[str, float] = {}
+    cuts = on_offer(family.cuts(denoiser, settings), asked)
+    for cut in cuts:
+        with suppress(PlanError):  # a profile of blocks alone has no row for pairs
+            known[cut.name] = damage_of(cut, sensitivity, metric, units)
+    cuts = [
+        replace(cut, conflicts=tuple(name for name in cut.conflicts if name in known))
+        for cut in cuts
+        if cut.name in known
+    ]
     swallowed = {name for cut in cuts for name in cut.conflicts}
     most = sum(cut.flops for cut in cuts if cut.name not in swallowed)
     savings = tuple(float(cut.flops) for cut in cuts)
     found: list[tuple[str, ...]] = []
     for step in range(1, count + 1):
         budget = Budget("FLOPs ratio", total, total - most * step / (count + 1), savings)
-        for answer in best_cuts(cuts, damages, [budget], 1):
+        for answer in best_cuts(cuts, list(known.values()), [budget], 1):
             removed = tuple(unit for i in answer for unit in cuts[i].units)
             if removed not in found:
                 found.append(removed)
