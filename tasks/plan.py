@@ -25,6 +25,7 @@ def run(job: StageJob) -> StageOutcome:
     denoiser = getattr(pipeline, family.denoiser_name)
     sensitivity = read_json(job.artifact("profile") / "sensitivity.json")
     units = family.units(denoiser, settings)
+    decoder = plan_vae_decoder(job, pipeline.vae, settings)  # refuses what cannot be cut before anything runs
     trials = Trials(job, pipeline, family, settings, int(sensitivity["clips"]))
     plan = make_plan(
         job.params.plan,
@@ -35,7 +36,8 @@ def run(job: StageJob) -> StageOutcome:
         settings,
         job.params.base.seed,
         timing=read_timing(job),
-        evaluate=trials.damage,
+        # they are tried by the paired error, so only what was solved by it is ranked again
+        evaluate=trials.damage if job.params.plan.metric == "paired" else None,
     )
     plan.save(job.out / "plan.json")
     pictures = ("plan.svg", "plan.png")
@@ -44,7 +46,6 @@ def run(job: StageJob) -> StageOutcome:
     charts = (*pictures, *draw_frontier(job, plan, units, sensitivity, trials))
     for note in plan.notes:
         job.monitor.note(f"plan: {note}")
-    decoder = plan_vae_decoder(job, pipeline.vae, settings)
     return StageOutcome(
         metrics={
             "recipe": plan.recipe,

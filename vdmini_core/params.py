@@ -140,7 +140,8 @@ class PlanParams(Section):
     max_latency_ratio: float | None = Field(None, gt=0, le=1, description="needs a frozen timing file")
     timing: str | None = Field(None, description="frozen timing file under timing/, for max_latency_ratio")
     metric: Literal["total", "content", "motion", "paired"] = Field(
-        "paired", description="which damage of the profile the automatic recipe minimises"
+        "paired",
+        description="damage that the automatic recipe minimises; by `paired` the best are tried together",
     )
     frontier_points: int = Field(
         4, ge=0, le=64, description="sizes at which the solver's best cut is tried too, for the picture"

@@ -144,6 +144,8 @@ def removals(architecture: Architecture) -> st.SearchStrategy[tuple[str, ...]]:
     """Names as people may write them: pairs, blocks, temporal sub-layers, at times the innermost level."""
     names = architecture.names
     possible = [name for name in names if not architecture.impossible((name,))]
-    some = st.lists(st.sampled_from([*possible * 5, *names]), unique=True, max_size=5)
+    wrong = [(name,) for name in names if name not in possible]
+    some = st.lists(st.sampled_from(possible), unique=True, min_size=1, max_size=5)
     inner = st.sampled_from([(), (), architecture.inner])
-    return st.builds(lambda names, level: (*names, *level), some, inner)
+    slip = st.sampled_from([*wrong, *[()] * 2 * max(1, len(wrong))])
+    return st.builds(lambda names, level, slip: (*names, *level, *slip), some, inner, slip)

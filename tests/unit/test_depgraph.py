@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from vdmini_core.pruning.surgery import apply_plan
 pytest.importorskip("torch_pruning", reason="the depgraph recipe's library is not installed")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def unet() -> Any:
     return toys.tiny_unet((64, 64))
 
@@ -108,4 +109,29 @@ def test_steps_cost_what_they_save(unet: Any) -> None:
     steps = channel_steps(fresh, toys.SETTINGS)
     places = {place.path: place for place in inner_widths(fresh)}
     assert len(steps) == sum(p.width // p.step - 1 for p in places.values())
-    assert all(step.parameters > 0 and step.flops > 0 for step in steps)
+    first = next(step for step in steps if "spatial_res_block" in step.name)
+    params = PlanParams(recipe="manual", units=("M",))
+    whole = make_plan(params, toys.FAMILY, fresh, (), None, toys.SETTINGS, seed=0)
+    path = first.name.rpartition(":")[0]
+    order = tuple(range(1, 64, 2))
+    narrowed: Any = toys.FAMILY.prune(fresh, (), {path: order})
+    assert sum(p.numel() for p in narrowed.parameters()) == whole.teacher_params - first.parameters
+    assert total_flops(narrowed, toys.SETTINGS) == whole.teacher_flops - first.flops
+
+
+def test_edited_channels_are_refused(unet: Any) -> None:
+    plan = plan_of(unet, max_flops_ratio=0.8)
+    path = next(path for path, kept in plan.channels.items() if "spatial_res_block" in path)
+    kept = plan.channels[path]
+    edits: dict[str, tuple[int, ...]] = {
+        "twice": (kept[0], *kept[:-1]),
+        "below": (-1, *kept[1:]),
+        "above": (*kept[:-1], 10**6),
+        "none": (),
+        "uneven": (0, 1, *kept[2:]),
+    }
+    for edited in edits.values():
+        with pytest.raises(PlanError, match="inner channels do not fit"):
+            apply_plan(unet, dataclasses.replace(plan, channels={**plan.channels, path: edited}), toys.FAMILY)
+    with pytest.raises(PlanError, match="do not fit nowhere"):
+        apply_plan(unet, dataclasses.replace(plan, channels={"nowhere": (0,)}), toys.FAMILY)

@@ -120,6 +120,17 @@ def test_answers_are_evaluated_together():
     assert "evaluated together" in tight.notes[0]
 
 
+@pytest.mark.parametrize("recipe", ["magnitude", "random"])
+def test_baselines_remove_nothing_that_the_budget_does_not_ask_for(recipe):
+    unet, _ = teacher()
+    plan = plan_of(recipe=recipe, max_flops_ratio=0.7, seed=1)
+    savings = {cut.name: cut.flops for cut in toys.FAMILY.cuts(unet, toys.SETTINGS)}
+    room = 0.7 * plan.teacher_flops - plan.expected_flops
+    whole_inner = "D.3" in plan.removed  # then `M` is no decision of its own
+    alone = [name for name in plan.removed if name in savings and not (name == "M" and whole_inner)]
+    assert room >= 0 and all(savings[name] > room for name in alone)
+
+
 def test_random_follows_its_seed():
     first, again, other = (
         plan_of(recipe="random", max_flops_ratio=0.7, seed=seed).removed for seed in (1, 1, 2)

@@ -188,3 +188,10 @@ def test_plan_from_a_config_fits_any_weights_of_it(unet):
         assert isinstance(apply_plan(toys.tiny_unet(seed=seed), plan, toys.FAMILY), nn.Module)
     with pytest.raises(PlanError, match="another teacher"):
         apply_plan(toys.tiny_unet((32, 64, 64, 64)), plan, toys.FAMILY)
+
+
+def test_what_is_gone_cannot_be_removed_again():
+    student = toys.FAMILY.prune(toys.tiny_unet(), toys.PAPER)
+    for name in ("M", "D.0.pair.1", "D.3"):
+        with pytest.raises(PlanError, match="lost them already"):
+            toys.FAMILY.prune(student, [name])

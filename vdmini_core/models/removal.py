@@ -30,13 +30,23 @@ def canonical_units(unet: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
     temporal sub-layer.
 
     Raises:
-        PlanError: for unknown names (naming the nearest) and for cuts the surgery cannot express.
+        PlanError: for unknown names (naming the nearest), for units that are gone already, and for cuts the
+            surgery cannot express.
     """
     wanted = list(dict.fromkeys(names))
     known = {pair.name: pair for pair in topology.pairs(unet)}
     order = _all_names(unet, known.values())
     _refuse_unknown(wanted, order)
     inner = topology.inner_blocks(unet)
+    gone = {pair.name for pair in known.values() if not pair.present}
+    gone |= set() if topology.mid_present(unet) else {"M"}
+    gone |= set() if topology.inner_present(unet) else set(inner)
+    if again := [name for name in wanted if name in gone]:
+        raise PlanError(
+            f"{', '.join(again)}: this model has lost them already",
+            expected="units that `vdmini inspect` lists",
+            fix="leave them out, or cut the teacher it came from",
+        )
     whole_inner = set(inner) <= set(wanted)
     if whole_inner and (reason := topology.inner_reason(unet)):
         raise PlanError(f"{', '.join(inner)} cannot be removed", found=reason)

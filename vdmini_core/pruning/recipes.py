@@ -307,7 +307,11 @@ def _refuse_impossible(cuts: Sequence[Cut], budgets: Sequence[Budget]) -> None:
 
 
 def _in_order(cuts: Sequence[Cut], order: Sequence[int], budgets: Sequence[Budget]) -> tuple[str, ...]:
-    """Remove in the given order until every budget is met; a cut that contains others takes their place."""
+    """Remove in the given order until every budget is met; a cut that contains others takes their place.
+
+    Then what later cuts have made needless comes back, the last that went first, so that the plan is no
+    smaller than the order asks for.
+    """
     chosen: list[int] = []
     for index in order:
         if all(budget.met(chosen) for budget in budgets):
@@ -315,6 +319,10 @@ def _in_order(cuts: Sequence[Cut], order: Sequence[int], budgets: Sequence[Budge
         if any(cuts[index].name in cuts[i].conflicts for i in chosen):
             continue
         chosen = [i for i in chosen if cuts[i].name not in cuts[index].conflicts] + [index]
+    for index in reversed(chosen.copy()):
+        fewer = [i for i in chosen if i != index]
+        if all(budget.met(fewer) for budget in budgets):
+            chosen = fewer
     return tuple(unit for i in chosen for unit in cuts[i].units)
 
 

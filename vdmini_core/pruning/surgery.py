@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import nn
 
 from vdmini_core.errors import PlanError
 from vdmini_core.models.base import Family
+from vdmini_core.models.narrow import groups_of, inner_widths
 from vdmini_core.models.registry import architecture, fingerprint
 from vdmini_core.pruning.plan import Plan
 
@@ -24,6 +27,7 @@ def apply_plan(denoiser: nn.Module, plan: Plan, family: Family) -> nn.Module:
     if plan.family != family.name:
         raise PlanError("the plan is for another family", expected=plan.family, found=family.name)
     check_teacher(denoiser, plan)
+    _check_channels(denoiser, plan)
     outline = family.outline(denoiser, plan.removed, plan.channels)
     if outline.layer_map != plan.layer_map or outline.removed != plan.removed:
         raise PlanError(
@@ -59,3 +63,25 @@ def check_teacher(denoiser: nn.Module, plan: Plan) -> None:
             found=found,
             fix="use the teacher it was made for, or make a plan for this one",
         )
+
+
+def _check_channels(denoiser: nn.Module, plan: Plan) -> None:
+    """Refuse inner channels that an edited plan may name and the classes cannot build.
+
+    Raises:
+        PlanError: an unknown place, or channels that are none, out of order or uneven over the groups.
+    """
+    places = {place.path: place for place in inner_widths(denoiser)}
+    for path, kept in plan.channels.items():
+        place = places.get(path)
+        shares = [len(set(kept) & set(group)) for group in groups_of(place)] if place else []
+        ascending = all(a < b for a, b in pairwise(kept))
+        if not (ascending and shares and min(shares) == max(shares) > 0 and sum(shares) == len(kept)):
+            raise PlanError(
+                f"the plan's inner channels do not fit {path}",
+                expected=f"ascending channels below {place.width}, as many in each of {place.groups} groups"
+                if place
+                else "a resnet or feed-forward network of this model",
+                found=f"{len(kept)} channels",
+                fix="the file was edited or is of another version: make the plan again",
+            )
