@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,15 +145,18 @@ def _return(features: NDArray[np.float32], _: torch.Tensor) -> NDArray[np.float3
     return features
 
 
-def measure(bench: Bench, seeds: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def measure(
+    bench: Bench, seeds: int, recipes: Sequence[str] = RECIPES
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Every recipe at every point: rows, and the points by name."""
     paper = bench.plan("paper", 1.0, 0, None, None)
     points = {"paper's": paper.flops_ratio} | {str(point): point for point in POINTS}
-    profiles = {seed: bench.profile(seed) for seed in range(seeds)}
+    profiled = {AUTO, TEMPORAL} & set(recipes)
+    profiles = {seed: bench.profile(seed) if profiled else (None, None) for seed in range(seeds)}
     wanted = [
         (recipe, point, seed)
         for point in points
-        for recipe in RECIPES
+        for recipe in recipes
         for seed in (range(seeds) if recipe in SEEDED else (0,))
         if recipe != "paper" or point == "paper's"
     ]
@@ -247,10 +251,19 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=64, help="clips students are judged on")
     parser.add_argument("--profile-clips", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=RECIPES, help="the others as in today's result")
     arguments = parser.parse_args()
+    recipes = arguments.only or RECIPES
+    path = RESULTS / f"pruning-{datetime.date.today().isoformat()}.json"
+    others = (
+        [row for row in read_json(path)["rows"] if row["recipe"] not in recipes] if arguments.only else []
+    )
     with torch.no_grad():
         bench = Bench(arguments.clips, arguments.profile_clips)
-        rows, points = measure(bench, arguments.seeds)
+        rows, points = measure(bench, arguments.seeds, recipes)
+    rows = sorted(
+        others + rows, key=lambda row: (list(points).index(row["point"]), RECIPES.index(row["recipe"]))
+    )
     result = {
         "rows": rows,
         "points": points,
@@ -259,7 +272,6 @@ def main() -> None:
         "hardware": device_name(),
         "libraries": library_versions(),
     }
-    path = RESULTS / f"pruning-{datetime.date.today().isoformat()}.json"
     write_json(path, result)
     chart(rows, path.with_suffix(".png"))
     for point in points:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.stage import StageJob, StageOutcome
 from vdmini_core.artifacts import read_json
 from vdmini_core.errors import PlanError
-from vdmini_core.pruning.plan import VAE_DECODER_PLAN
+from vdmini_core.pruning.plan import VAE_DECODER_PLAN, Plan
 
 if TYPE_CHECKING:
     from vdmini_core.models.base import SamplingSettings
@@ -51,6 +51,7 @@ def run(job: StageJob) -> StageOutcome:
             "recipe": plan.recipe,
             "removed": ", ".join(plan.removed),
             "removed_units": len(plan.removed),
+            "narrowed_layers": len(plan.channels),
             "params_ratio": round(plan.params_ratio, 6),
             "flops_ratio": round(plan.flops_ratio, 6),
             **decoder,
@@ -60,8 +61,13 @@ def run(job: StageJob) -> StageOutcome:
             {"": "teacher", "params": plan.teacher_params, "GFLOP": round(plan.teacher_flops / 1e9, 3)},
             {"": "student", "params": plan.expected_params, "GFLOP": round(plan.expected_flops / 1e9, 3)},
         ],
-        title=f"Plan `{plan.recipe}` removes {', '.join(plan.removed) or 'nothing'}",
+        title=f"Plan `{plan.recipe}` removes {_what(plan)}",
     )
+
+
+def _what(plan: Plan) -> str:
+    narrowed = f"inner channels of {len(plan.channels)} layers" if plan.channels else ""
+    return " and ".join(part for part in (", ".join(plan.removed), narrowed) if part) or "nothing"
 
 
 def plan_vae_decoder(job: StageJob, vae: Any, settings: SamplingSettings) -> dict[str, float]:

@@ -21,7 +21,9 @@ from vdmini_core.printing import JsonOption, check_device, print_json, print_row
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="pipeline directory, or `stable-video-diffusion`")],
+    model: Annotated[
+        str, typer.Argument(help="pipeline directory, or `stable-video-diffusion`, `videocrafter2`, ...")
+    ],
     granularity: Annotated[
         str, typer.Option(help="pair, block, both; temporal: both, and temporal sub-layers")
     ] = "both",

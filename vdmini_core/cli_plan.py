@@ -11,8 +11,9 @@ import typer
 from vdmini_core.errors import DataError
 from vdmini_core.printing import JsonOption, print_json
 
-ModelArgument = Annotated[str, typer.Argument(help="pipeline directory, or `stable-video-diffusion`")]
-RecipeOption = Annotated[str | None, typer.Option(help="paper, auto, manual, magnitude, random")]
+MODEL_HELP = "pipeline directory, or `stable-video-diffusion`, `videocrafter2`, `t2v-turbo-v2`"
+ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP)]
+RecipeOption = Annotated[str | None, typer.Option(help="paper, auto, manual, magnitude, random, depgraph")]
 UnitOption = Annotated[
     list[str] | None, typer.Option("--unit", metavar="NAME", help="to remove, for --recipe manual; repeat it")
 ]
@@ -48,6 +49,7 @@ def plan(
 ) -> None:
     """Print what a recipe removes from a model and what is left; without a recipe or units, the paper's."""
     from vdmini_core.models.inspect import load_architecture
+    from vdmini_core.pruning.plan import VAE_DECODER_PLAN
     from vdmini_core.pruning.planning import plan_model
     from vdmini_core.pruning.vae_decoder import plan_decoder
 
@@ -71,6 +73,8 @@ def plan(
         decoder = plan_decoder(vae, settings, vae_decoder)
     if output is not None:
         made.save(output)
+        if decoder is not None:
+            decoder.save(output.with_name(VAE_DECODER_PLAN))
     if as_json:
         ratios = {"params_ratio": made.params_ratio, "flops_ratio": made.flops_ratio}
         print_json(made.to_dict() | ratios | ({} if decoder is None else {"vae_decoder": asdict(decoder)}))
@@ -84,7 +88,15 @@ def plan_diff(first: PlanArgument, second: PlanArgument, as_json: JsonOption = F
     """Print what two plans do differently."""
     from vdmini_core.pruning.plan import Plan, diff_plans
 
-    difference = diff_plans(Plan.load(first), Plan.load(second))
-    print_json(difference) if as_json else typer.echo(
-        "\n".join(f"{key}: {value}" for key, value in difference.items()) or "the plans are the same"
-    )
+    plans = Plan.load(first), Plan.load(second)
+    difference = diff_plans(*plans)
+    if as_json:
+        print_json(difference)
+        return
+    lines = [] if difference["same_teacher"] else ["teacher: not the same"]
+    lines += [f"{key}: {one} -> {other}" for key, (one, other) in difference["changed"].items()]
+    for title, key in (("the first alone", "only_first"), ("the second alone", "only_second")):
+        lines += [f"removed by {title}: {', '.join(difference[key])}"] if difference[key] else []
+    if narrowed := difference["narrowed"]:
+        lines.append(f"inner channels: not the same in {len(narrowed)} layers (--json names them)")
+    typer.echo("\n".join(lines) or "the plans are the same")

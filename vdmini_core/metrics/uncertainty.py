@@ -99,6 +99,9 @@ def frechet_difference(
 
     Row i of all three belongs to the same condition and noise, so what makes a clip hard is in both distances
     and cancels: the interval is narrower than those of the distances, and says whether they differ at all.
+    It covers a true difference in 92 to 97 of 100 trials of mild damage; where a few clips of 64 carry nearly
+    all of it (gamma-distributed hardness) in 78 to 88 only: read a narrow miss of nought with care, or take
+    more clips.
 
     Args:
         a: features (n, d).
