@@ -38,7 +38,7 @@ test: setup  ## every test, two at a time, a core each: unit tests, then whole r
 demo: setup  ## the whole story on the embedded default: no GPU, no download, no account
 	$(BIN)/vdmini run
 
-bench: setup  ## measure what is claimed, on this machine: benchmarks/README.md
+bench: setup  ## measure the metrics on this machine; the other benchmarks: benchmarks/README.md
 	$(BIN)/python benchmarks/metric_sanity.py
 	$(BIN)/python benchmarks/fvd_against_cdfvd.py
 
