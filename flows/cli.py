@@ -45,6 +45,9 @@ VideosOption = Annotated[
 WorkspaceOption = Annotated[
     str | None, typer.Option(help="run in workspaces/NAME with parameters of its own")
 ]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="say what it would do, need and cost; write and start nothing")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="run also what is up to date")]
 RootOption = Annotated[Path, typer.Option("--root", help="project folder", exists=True, file_okay=False)]
 
@@ -88,10 +91,15 @@ def run(
     videos: VideosOption = None,
     workspace: WorkspaceOption = None,
     force: ForceOption = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     root: RootOption = Path(),
 ) -> None:
     """Run the whole story (the Prefect flow); stages that are up to date are skipped."""
+    if dry_run:
+        _only_wet({"--workspace": workspace, "--force": force})
+        _dry_run(root.resolve(), profile, videos, assignments, as_json)
+        return
     with _pipeline_extra():
         from flows.console import RunConsole
         from flows.quiet import quiet_servers
@@ -104,6 +112,33 @@ def run(
         reports = compress(root=str(folder), force=force, listen=console.listen)
     summary = console.summary(reports)
     print_json(summary) if as_json else console.show(summary)
+
+
+def _dry_run(
+    root: Path, profile: str | None, videos: Path | None, assignments: list[str] | None, as_json: bool
+) -> None:
+    """Say what a run would do, need and cost; what is missing is no failure."""
+    from tasks.dry_run import examine_run, is_complete, to_rows
+    from tasks.project import preview_params
+    from vdmini_core.printing import print_rows
+
+    params = preview_params(root, profile=profile, videos=videos, assignments=tuple(assignments or ()))
+    steps = examine_run(root, params)
+    if as_json:
+        print_json({"ready": is_complete(steps), "steps": to_rows(steps)})
+        return
+    print_rows(to_rows(steps), title="What a run would do")
+    typer.echo(
+        "ready to run"
+        if is_complete(steps)
+        else "some things are missing; the last column says how to get them"
+    )
+
+
+def _only_wet(options: Mapping[str, object]) -> None:
+    """Refuse options that mean nothing in a dry run."""
+    if wrong := ", ".join(name for name, value in options.items() if value):
+        raise typer.BadParameter(f"{wrong}: not with --dry-run")
 
 
 def _stage_command(stage: str) -> Callable[..., None]:

@@ -238,6 +238,29 @@ def change_params(
         ParamsError: before anything is written, when the result would not be valid.
     """
     path = root / "params.yaml"
+    document, changes, _ = _changed(root, profile, videos, assignments)
+    if changes:
+        temporary = path.with_name(f".params.{os.getpid()}.tmp")
+        temporary.write_text(dump_yaml(document), encoding="utf-8")
+        temporary.replace(path)
+    return changes
+
+
+def preview_params(
+    root: Path, *, profile: str | None = None, videos: Path | None = None, assignments: tuple[str, ...] = ()
+) -> Params:
+    """What `change_params` would give, with nothing written.
+
+    Raises:
+        ParamsError: when it would not be valid.
+    """
+    return _changed(root, profile, videos, assignments)[2]
+
+
+def _changed(
+    root: Path, profile: str | None, videos: Path | None, assignments: tuple[str, ...]
+) -> tuple[Any, list[str], Params]:
+    path = root / "params.yaml"
     document = read_yaml(path, _yaml()) if path.is_file() else None
     if not isinstance(document, dict):
         raise ParamsError("there is no params.yaml here", fix="`vdmini init DIR` lays out a project")
@@ -256,14 +279,10 @@ def change_params(
         if key in SHARED_PATHS + OWN_PATHS and isinstance(value, str) and Path(value).expanduser().exists():
             value = _relative(Path(value).expanduser(), root)  # as typed: against where the user stands
         _assign(document, key, value)
-    parse_params(json.loads(json.dumps(document, default=str)), "params.yaml with these changes")
+    params = parse_params(json.loads(json.dumps(document, default=str)), "params.yaml with these changes")
     after = _flat(document)
     changes = [f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in after if before.get(k) != after.get(k)]
-    if changes:
-        temporary = path.with_name(f".params.{os.getpid()}.tmp")
-        temporary.write_text(dump_yaml(document), encoding="utf-8")
-        temporary.replace(path)
-    return changes
+    return document, changes, params
 
 
 def _overlay_known(document: Any, values: dict[str, Any], origin: str) -> None:

@@ -90,6 +90,10 @@ class TeacherParams(Section):
     revision: str | None = Field(
         None, pattern=r"^[0-9a-f]{40}$", description="commit of the hub repository (40 hex digits)"
     )
+    architecture: str | None = Field(
+        None, description="built-in name that `run --dry-run` plans with while the weights are not here"
+    )
+    obtain: str | None = Field(None, description="how to get the weights, told where they are missing")
     train: TeacherTrainParams = TeacherTrainParams()
 
     @model_validator(mode="after")

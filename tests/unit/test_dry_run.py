@@ -1,0 +1,83 @@
+"""`run --dry-run`: every profile says what it would do and what is missing, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+
+from tasks.dry_run import MISSING, READY, Step, examine_run, is_complete, work
+from tasks.project import lay_out, preview_params, template_folder
+from tests.flows.conftest import vdmini
+from vdmini_core.params import Params
+
+PROFILES = sorted(path.stem for path in (template_folder() / "profiles").glob("*.yaml"))
+FROM_THE_PACKAGE = {"mini", "nano"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dry") / "proj"
+    lay_out(root)
+    return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def by_stage(steps: list[Step]) -> dict[str, Step]:
+    return {step.stage: step for step in steps}
+
+
+@functools.cache
+def examined(root: Path, profile: str) -> list[Step]:
+    return examine_run(root, preview_params(root, profile=profile))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_without_a_network(
+    project: Path, profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = contents(project)
+    steps = examined(project, profile)
+    assert contents(project) == before
+    assert is_complete(steps) == (profile in FROM_THE_PACKAGE or profile.startswith("nano"))
+    for step in steps:
+        assert bool(step.todo) == (step.state == MISSING), step
+
+
+def test_the_papers_cut_of_stable_video_diffusion_is_counted(project: Path) -> None:
+    steps = by_stage(examined(project, "svd-i2v"))
+    assert "1,524.6 M parameters" in steps["teacher"].does and "HF_TOKEN" in steps["teacher"].todo
+    assert "939.9 M parameters" in steps["prune"].does and "31 TFLOP" in steps["prune"].does
+    assert "docs/metrics.md" in steps["evaluate"].todo
+
+
+def test_what_was_missing_is_ready_once_it_is_here(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"")
+    params = preview_params(project, profile="nano", videos=tmp_path / "videos")
+    prepare = by_stage(examine_run(project, params))["prepare"]
+    assert prepare.state == READY and "1 video " in prepare.does
+
+
+def test_an_unknown_teacher_ends_the_list(project: Path) -> None:
+    params = Params.model_validate({"teacher": {"source": "path", "path": "nowhere"}})
+    steps = examine_run(project, params)
+    assert [step.stage for step in steps] == ["prepare", "teacher", "profile"]
+    assert "nowhere" in steps[1].todo
+
+
+def test_the_command_prints_json_and_refuses_what_it_would_ignore(project: Path) -> None:
+    done = vdmini(project, "run", "--profile", "nano", "--dry-run", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["ready"] and answer["steps"][-1]["stage"] == "promote"
+    assert vdmini(project, "run", "--dry-run", "--force", check=False).returncode == 2
+
+
+def test_work_in_units_people_read() -> None:
+    assert [work(n) for n in (2.5e9, 4.48e13, 1.44e19)] == ["2.5 GFLOP", "44.8 TFLOP", "14.4 EFLOP"]
