@@ -84,10 +84,11 @@ class VideoStudent(mlflow.pyfunc.PythonModel):
         from PIL import ImageOps
 
         from vdmini_core.models.generate import generate
+        from vdmini_core.models.inputs import ClipInputs
 
         size = (self.settings.width, self.settings.height)
         frames = np.stack([np.asarray(ImageOps.fit(image, size)) for image in images])
-        return generate(self.pipeline, torch.from_numpy(frames), seeds, self.settings).numpy()
+        return generate(self.pipeline, ClipInputs(torch.from_numpy(frames)), seeds, self.settings).numpy()
 
 
 set_model(VideoStudent())

@@ -26,6 +26,7 @@ from vdmini_core.metrics.vbench_results import read_results
 from vdmini_core.metrics.vbench_suite import read_first_frame
 from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.models.generate import generate
+from vdmini_core.models.inputs import ClipInputs
 
 # Model -> stage and folder its weights lie in.
 MODELS = {"teacher": ("teacher", "pipeline"), "recovered": ("distill", "student")}
@@ -85,7 +86,7 @@ def _write(
         def make(batch: Sequence[Video], pipeline: Any = pipelines[model]) -> Tensor:
             frames = [read_first_frame(_image(v), settings.height, settings.width) for v in batch]
             pixels = torch.stack([torch.from_numpy(frame) for frame in frames])
-            return generate(pipeline, pixels, [v.seed for v in batch], settings, len(batch))
+            return generate(pipeline, ClipInputs(pixels), [v.seed for v in batch], settings, len(batch))
 
         made = write_suite(videos, make, store, fps=settings.fps, batch_size=job.params.sampling.batch_size)
         if made < len(videos):

@@ -75,6 +75,7 @@ def generate(
 
     from vdmini_core.data.video import write_mp4
     from vdmini_core.models.generate import generate as generate_clips
+    from vdmini_core.models.inputs import ClipInputs
     from vdmini_core.models.registry import load_pipeline, load_settings
 
     if output.suffix.lower() != ".mp4":
@@ -91,7 +92,8 @@ def generate(
     pipeline = load_pipeline(model, device=device)
     settings = load_settings(model, pipeline)
     frame = np.asarray(ImageOps.fit(picture, (settings.width, settings.height)))
-    video = generate_clips(pipeline, torch.from_numpy(frame.copy())[None], [seed], settings)[0].numpy()
+    inputs = ClipInputs(torch.from_numpy(frame.copy())[None])
+    video = generate_clips(pipeline, inputs, [seed], settings)[0].numpy()
     if scale > 1:
         video = video.repeat(scale, axis=1).repeat(scale, axis=2)
     write_mp4(output, video, settings.fps)

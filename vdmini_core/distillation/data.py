@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from vdmini_core.artifacts import digest_of, read_json, write_json
 from vdmini_core.distillation.discriminator import renoise_sigmas
 from vdmini_core.errors import DataError
 from vdmini_core.models.base import Conditions, Family, SamplingSettings
+from vdmini_core.models.inputs import ClipInputs
 from vdmini_core.progress import track
 
 SHARD_CLIPS = 8
@@ -165,6 +166,7 @@ def precompute(
     seed: int,
     folder: Path,
     identity: Any,
+    prompts: Sequence[str] | None = None,
 ) -> None:
     """Encode every training clip once, in shards that survive a kill; nothing is done where all is there.
 
@@ -176,6 +178,7 @@ def precompute(
         seed: of the noise augmentation of the conditions.
         folder: where the shards go.
         identity: JSON-able data that says what the shards were made from.
+        prompts: of the clips, for a teacher that needs them.
 
     Raises:
         DataError: when there are no clips, or `folder` holds shards of something else.
@@ -192,7 +195,10 @@ def precompute(
         with torch.no_grad():
             latents = family.encode_clips(pipeline, part)
             seeds = [seed_of(seed, "conditions", start + place) for place in range(len(part))]
-            given = family.prepare_conditions(pipeline, part[:, 0], settings, seeds)
+            inputs = ClipInputs(
+                part[:, 0], None if prompts is None else tuple(prompts[start : start + len(part)])
+            )
+            given = family.conditions(pipeline, inputs, settings, seeds)
         _save_shard(_shard(folder, start), latents, given)
     write_json(folder / COMPLETE, {"clips": len(clips)})
 

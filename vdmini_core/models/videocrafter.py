@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vdmini_core.errors import ModelError
 from vdmini_core.models import videocrafter_sampling
 from vdmini_core.models.base import Conditions, SamplingSettings
+from vdmini_core.models.inputs import ClipInputs, Need, clip_seeds
 from vdmini_core.models.registry import register_family
 from vdmini_core.models.t2v_schedulers import ConsistencyScheduler
 from vdmini_core.models.unet_family import UNetFamily
@@ -21,31 +21,14 @@ class VideoCrafterFamily(UNetFamily):
     """Units, bypass, surgery and sampling of ModelScope-type text-to-video U-Nets."""
 
     name = "videocrafter"
+    needs: tuple[Need, ...] = ("prompts",)
 
-    def prepare_prompts(
-        self, pipeline: Any, prompts: Sequence[str], settings: SamplingSettings, seeds: Sequence[int]
+    def conditions(
+        self, pipeline: Any, inputs: ClipInputs, settings: SamplingSettings, seed: int | Sequence[int]
     ) -> Conditions:
         """Prompts, one for each clip -> `text`, `negative_text`, `fps`, `guidance`, `seed`."""
-        return videocrafter_sampling.prepare_prompts(pipeline, prompts, settings, seeds)
-
-    def prepare_conditions(
-        self,
-        pipeline: Any,
-        first_frames_BHWC: Tensor,
-        settings: SamplingSettings,
-        seed: int | Sequence[int],
-    ) -> Conditions:
-        """Refused: a text-to-video model is conditioned by `prepare_prompts`.
-
-        Raises:
-            ModelError: always.
-        """
-        raise ModelError(
-            "a text-to-video model does not start from first frames",
-            expected="prompts",
-            found=f"{len(first_frames_BHWC)} first frames",
-            fix="prepare its conditions with `prepare_prompts`",
-        )
+        seeds = clip_seeds(seed, len(inputs))
+        return videocrafter_sampling.prepare_prompts(pipeline, inputs.need_prompts(), settings, seeds)
 
     def encode_clips(self, pipeline: Any, clips_BFHWC: Tensor) -> Tensor:
         """Clips uint8 (B, F, H, W, 3) -> scaled latents (B, F, C, h, w), the mode of the posterior."""
