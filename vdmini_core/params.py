@@ -212,8 +212,9 @@ class DistillParams(Section):
     lambda_task: float = Field(1.0, ge=0)
     lambda_icd: float = Field(0.1, ge=0)
     lambda_mca: float = Field(1.0, ge=0)
-    task_loss: Literal["auto", "reconstruction", "teacher"] = Field(
-        "auto", description="reconstruction against real clips, or regression to the teacher's prediction"
+    task_loss: Literal["auto", "reconstruction", "teacher", "consistency"] = Field(
+        "auto",
+        description="against real clips, the teacher's answer, or along its path; auto: as it was trained",
     )
     icd_normalise: bool = Field(True, description="divide each layer by the teacher's own feature scale")
     mca_generator: Literal["hinge", "log"] = "hinge"
