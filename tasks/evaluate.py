@@ -72,8 +72,10 @@ def run(job: StageJob) -> StageOutcome:
         "passport": passports(job, real.shape, bench.settings, compared["passport"], protocol),
         **vbench,
     }
-    write_json(job.out / "metrics.json", metrics)
     videos = job.params.evaluate.videos
+    if bench.prompts is not None:  # for the page, which has to say what the clips shown were made from
+        metrics |= {"starts_from": list(bench.family.needs), "prompts": list(bench.prompts[:videos])}
+    write_json(job.out / "metrics.json", metrics)
     shown = {name: rows[name][:videos] for name in ("real", *MODELS)}
     write_videos(shown, job.out / "videos", videos, job.params.prepare.fps)
     timing = _timing(job, bench, real, seeds)

@@ -84,6 +84,9 @@ class RecoveryStep:
         own = own_task(family, settings) if settings is not None else "reconstruction"
         self.family, self.params, self.average = family, params, average
         self.student = student.requires_grad_(True).train()
+        for module in student.modules():
+            if isinstance(module, nn.Dropout):  # ModelScope's temporal convolutions have it: a hidden draw
+                module.eval()
         self.teacher = teacher.requires_grad_(False).eval()
         self.pairs = tuple(feature_pairs) if params.lambda_icd else ()
         self.points = encoder_points(family, teacher) if params.lambda_mca else ()
