@@ -70,7 +70,7 @@ def run(job: StageJob) -> StageOutcome:
 
 def make_spec(job: StageJob) -> RecoverySpec:
     """Encode the training clips where that is not done, and say what the workers need."""
-    from tasks.models import load_teacher
+    from tasks.models import load_teacher, prompts_of
     from tasks.recovery_worker import RecoverySpec
     from vdmini_core.data.clips import load_clips
     from vdmini_core.distillation.data import precompute
@@ -84,8 +84,11 @@ def make_spec(job: StageJob) -> RecoverySpec:
         "teacher": sha256_file(job.artifact("teacher") / "manifest.json"),
         "settings": asdict(settings),
     }
+    prompts = prompts_of(job, family, "train")
+    if prompts is not None:
+        identity["prompts"] = list(prompts)
     latents, seed = job.work / "latents", job.params.base.seed
-    precompute(family, pipeline, clips, settings, seed, latents, identity)
+    precompute(family, pipeline, clips, settings, seed, latents, identity, prompts)
     return RecoverySpec(
         teacher=str(teacher.resolve()),
         student=str(student.resolve()),

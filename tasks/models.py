@@ -38,3 +38,14 @@ def load_teacher(job: StageJob, device: str | None = None) -> tuple[Any, Family,
     directory = job.artifact("teacher") / "pipeline"
     pipeline = load_pipeline(directory, device=device or device_of(job))
     return pipeline, family_of(pipeline), load_settings(directory, pipeline)
+
+
+def prompts_of(job: StageJob, family: Family, split: str, limit: int | None = None) -> tuple[str, ...] | None:
+    """The prompts of a split's clips, or of the first ones; None where the family starts from other things.
+
+    Raises:
+        DataError: naming the videos without a caption.
+    """
+    from vdmini_core.data.prompts import load_prompts
+
+    return load_prompts(job.artifact("prepare"), split, limit) if "prompts" in family.needs else None

@@ -193,7 +193,7 @@ def with_errors(
 
 def prepare_bench(job: StageJob, pipeline: Any, settings: SamplingSettings) -> tuple[Bench, int, int]:
     """Sample the whole teacher once, where a killed run has not done it; the bench, first and most clips."""
-    from tasks.models import device_of
+    from tasks.models import device_of, prompts_of
     from vdmini_core.data.clips import load_clips
     from vdmini_core.models.registry import family_of
     from vdmini_core.profiling.sensitivity import prepare_inputs
@@ -207,7 +207,9 @@ def prepare_bench(job: StageJob, pipeline: Any, settings: SamplingSettings) -> t
     path, seed = job.work / "inputs.safetensors", job.params.base.seed
     batch_size = job.params.sampling.batch_size
     if not path.is_file():
-        inputs = prepare_inputs(pipeline, family_of(pipeline), clips, settings, seed, batch_size, first)
+        family = family_of(pipeline)
+        prompts = prompts_of(job, family, "validation", most)
+        inputs = prepare_inputs(pipeline, family, clips, settings, seed, batch_size, first, prompts)
         inputs.save(path)
     bench = Bench(
         teacher=str(job.artifact("teacher") / "pipeline"),
