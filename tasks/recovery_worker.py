@@ -20,12 +20,15 @@ from ray import train
 from ray.train.torch import get_device
 from torch import Tensor
 
+from tasks.encoding import EncodeSpec, recovery_source
 from vdmini_core.artifacts import read_json, write_json
-from vdmini_core.distillation.data import RecoveryBatches, load_recovery_data, seed_of
+from vdmini_core.distillation.ahead import BatchesAhead
+from vdmini_core.distillation.data import RecoveryBatches, seed_of
 from vdmini_core.distillation.recovery_step import Average, RecoveryStep
 from vdmini_core.errors import TrainingError, VDMiniError
 from vdmini_core.models.base import SamplingSettings
-from vdmini_core.models.registry import family_of, load_pipeline
+from vdmini_core.models.denoiser import load_denoiser
+from vdmini_core.models.registry import family_of
 from vdmini_core.params import DistillParams
 
 STATE, LOSSES, COMPLETE, FAILED = "state.pt", "losses.jsonl", "complete.json", "failed.json"
@@ -37,6 +40,7 @@ class RecoverySpec:
 
     teacher: str
     student: str
+    prepared: str
     latents: str
     work: str
     feature_pairs: list[list[str]]
@@ -65,7 +69,8 @@ def train_worker(config: dict[str, Any]) -> None:
     recovery, batches = build(spec, get_device(), average_over(world))
     rows = resume(recovery, spec)
     try:
-        train_loop(recovery, batches, rows, spec, rank, world)
+        with BatchesAhead(batches, recovery.params.steps, get_device()) as ahead:
+            train_loop(recovery, ahead, rows, spec, rank, world)
     except TrainingError as error:
         if rank == 0:
             write_json(Path(spec.work) / FAILED, {k: getattr(error, k) for k in ERROR_PARTS})
@@ -80,12 +85,10 @@ def build(
     """Models from their directories, and the step around them."""
     params, settings = DistillParams.model_validate(spec.params), SamplingSettings(**spec.settings)
     family = family_of(Path(spec.teacher))
-    teacher, student = (
-        getattr(load_pipeline(Path(folder)), family.denoiser_name).to(device)
-        for folder in (spec.teacher, spec.student)
-    )
+    teacher, student = (load_denoiser(folder, device) for folder in (spec.teacher, spec.student))
+    encoder = EncodeSpec(spec.teacher, spec.prepared, spec.settings, spec.seed, str(device), spec.threads)
     batches = RecoveryBatches(
-        load_recovery_data(Path(spec.latents)),
+        recovery_source(params.inputs, Path(spec.latents), encoder, teacher),
         family,
         settings,
         params.batch_size,
@@ -124,7 +127,7 @@ def average_over(world: int) -> Average | None:
 
 def train_loop(
     recovery: RecoveryStep,
-    batches: RecoveryBatches,
+    batches: BatchesAhead,
     rows: list[dict[str, Any]],
     spec: RecoverySpec,
     rank: int,
@@ -146,7 +149,15 @@ def train_loop(
             if recovery.step_count % params.checkpoint_every == 0 or recovery.step_count == params.steps:
                 report(recovery, rows, Path(spec.work), rank)
     if rank == 0 and spent:
-        write_json(Path(spec.work) / "speed.json", {"ms_per_step": round(1000 * median(spent), 1)})
+        speed = {"ms_per_step": round(1000 * median(spent), 1), **waiting(batches.waited_s, spent)}
+        write_json(Path(spec.work) / "speed.json", speed)
+
+
+def waiting(waited_s: Sequence[float], spent_s: Sequence[float]) -> dict[str, float]:
+    """Share of the steps' time that went by until their batches were there; the first has to wait."""
+    if len(spent_s) < 2:
+        return {}
+    return {"data_wait_percent": round(100 * sum(waited_s[1:]) / sum(spent_s[1:]), 2)}
 
 
 def report(recovery: RecoveryStep, rows: list[dict[str, Any]], work: Path, rank: int) -> None:
