@@ -69,8 +69,7 @@ def train_worker(config: dict[str, Any]) -> None:
     recovery, batches = build(spec, get_device(), average_over(world))
     rows = resume(recovery, spec)
     try:
-        with BatchesAhead(batches, recovery.params.steps, get_device()) as ahead:
-            train_loop(recovery, ahead, rows, spec, rank, world)
+        train_loop(recovery, batches, rows, spec, rank, world)
     except TrainingError as error:
         if rank == 0:
             write_json(Path(spec.work) / FAILED, {k: getattr(error, k) for k in ERROR_PARTS})
@@ -127,7 +126,7 @@ def average_over(world: int) -> Average | None:
 
 def train_loop(
     recovery: RecoveryStep,
-    batches: BatchesAhead,
+    batches: RecoveryBatches,
     rows: list[dict[str, Any]],
     spec: RecoverySpec,
     rank: int,
@@ -136,12 +135,13 @@ def train_loop(
     """Step to the end, reporting a checkpoint every `checkpoint_every` steps and at the last one."""
     params, device = recovery.params, next(recovery.student.parameters()).device
     live = Path(spec.work) / LOSSES if rank == 0 else Path(os.devnull)
-    with live.open("w", encoding="utf-8", buffering=1) as log:
+    ahead = BatchesAhead(batches, params.steps, device)
+    with ahead, live.open("w", encoding="utf-8", buffering=1) as log:
         log.writelines(json.dumps(row) + "\n" for row in rows)
         spent: list[float] = []
         while recovery.step_count < params.steps:
             began = time.perf_counter()
-            batch = batches.batch(recovery.step_count, rank, world).to(device)
+            batch = ahead.batch(recovery.step_count, rank, world)
             terms = recovery.step(batch)
             spent.append(time.perf_counter() - began)
             rows.append({"step": recovery.step_count, **{k: float(f"{v:.7g}") for k, v in terms.items()}})
@@ -149,7 +149,7 @@ def train_loop(
             if recovery.step_count % params.checkpoint_every == 0 or recovery.step_count == params.steps:
                 report(recovery, rows, Path(spec.work), rank)
     if rank == 0 and spent:
-        speed = {"ms_per_step": round(1000 * median(spent), 1), **waiting(batches.waited_s, spent)}
+        speed = {"ms_per_step": round(1000 * median(spent), 1), **waiting(ahead.waited_s, spent)}
         write_json(Path(spec.work) / "speed.json", speed)
 
 
