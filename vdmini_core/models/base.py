@@ -78,7 +78,8 @@ class SamplingSettings:
     """How a pipeline directory wants to be sampled (its `vdmini.json`, or the family's defaults).
 
     `latent_scale` is the pipeline's own: pixels per latent cell, 2 ** (VAE levels - 1). `load_settings`
-    reads it from the VAE, so that everything that sees the denoiser alone knows the latent size.
+    reads it from the VAE, so that everything that sees the denoiser alone knows the latent size. So is
+    `rescaled_schedule`: noise levels are those of VideoCrafter2, which scales the clean sample.
     """
 
     frames: int
@@ -91,6 +92,7 @@ class SamplingSettings:
     noise_aug_strength: float = 0.02
     decode_chunk_size: int = 8
     latent_scale: int = 8
+    rescaled_schedule: bool = False
 
     @property
     def latent_size(self) -> tuple[int, int]:
