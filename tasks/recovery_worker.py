@@ -150,15 +150,8 @@ def train_loop(
             if recovery.step_count % params.checkpoint_every == 0 or recovery.step_count == params.steps:
                 report(recovery, rows, Path(spec.work), rank)
     if rank == 0 and spent:
-        speed = {"ms_per_step": round(1000 * median(spent), 1), **waiting(ahead.waited_s, spent)}
+        speed = {"ms_per_step": round(1000 * median(spent), 1), **ahead.waiting(spent)}
         write_json(Path(spec.work) / "speed.json", speed)
-
-
-def waiting(waited_s: Sequence[float], spent_s: Sequence[float]) -> dict[str, float]:
-    """Share of the steps' time that went by until their batches were there; the first has to wait."""
-    if len(spent_s) < 2:
-        return {}
-    return {"data_wait_percent": round(100 * sum(waited_s[1:]) / sum(spent_s[1:]), 2)}
 
 
 def report(recovery: RecoveryStep, rows: list[dict[str, Any]], work: Path, rank: int) -> None:

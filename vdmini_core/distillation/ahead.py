@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -43,6 +44,16 @@ class BatchesAhead:
             self._coming[rank, world] = step + 1, self._pool.submit(self._make, step + 1, rank, world)
         self.waited_s.append(time.perf_counter() - began)
         return batch
+
+    def waiting(self, spent_s: Sequence[float]) -> dict[str, float]:
+        """Share of steps' time that went by until their batches were there; the first one has to wait.
+
+        Args:
+            spent_s: seconds of each step so far, with its batch.
+        """
+        if len(spent_s) < 2:
+            return {}
+        return {"data_wait_percent": round(100 * sum(self.waited_s[1:]) / sum(spent_s[1:]), 2)}
 
     def _make(self, step: int, rank: int, world: int) -> RecoveryBatch:
         return self.batches.batch(step, rank, world).to(self.device)
