@@ -94,9 +94,9 @@ def encode_inputs(job: StageJob, settings: SamplingSettings) -> Path:
     teacher, prepared = job.artifact("teacher"), job.artifact("prepare")
     folder = (job.work / "latents").resolve()
     prompts = prompts_of(job, family_of(teacher / "pipeline"), "train")
+    count = clip_count(prepared, "train")
     if job.params.distill.inputs == "videos":
         return folder
-    count = clip_count(prepared, "train")
     identity: dict[str, Any] = {
         "clips": sha256_file(prepared / "clips-train.safetensors"),
         "teacher": sha256_file(teacher / "manifest.json"),
