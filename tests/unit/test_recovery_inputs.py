@@ -8,12 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from torch import Tensor
 
-from tasks.encoding import crew_size
+from tasks.encoding import EncodeSpec, ShardEncoder, crew_size
 from tasks.recovery_worker import RecoverySpec, build
 from tests.unit.recovery_toys import ToyFamily, toy_batches, toy_data
 from vdmini_core.artifacts import tree_digests
@@ -181,6 +182,18 @@ def test_a_killed_run_goes_on_with_the_shards_that_are_missing(project: Path, tm
     after = shard_path(tmp_path, 0).stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     assert tree_digests(tmp_path) == tree_digests(project / "latents")  # and nothing torn is left
+
+
+def test_a_worker_of_ray_data_makes_the_same_shard(project: Path, tmp_path: Path) -> None:
+    """Its part without Ray around it; `tests/flows/test_encoding.py` has both."""
+    settings = asdict(load_settings(project / "teacher"))
+    spec = EncodeSpec(str(project / "teacher"), str(project / "prepare"), settings, 5, "cpu", 1)
+    threads = torch.get_num_threads()
+    try:
+        assert ShardEncoder(spec, str(tmp_path))({"start": np.array([8])})["start"] == [8]
+    finally:
+        torch.set_num_threads(threads)
+    assert shard_path(tmp_path, 8).read_bytes() == shard_path(project / "latents", 8).read_bytes()
 
 
 def test_shards_of_something_else_are_refused(project: Path) -> None:
