@@ -99,7 +99,7 @@ def fetch_path(job: StageJob, out: Path) -> None:
 
 
 def fetch_hub(job: StageJob, out: Path) -> None:
-    """A pipeline of the Hugging Face hub at a pinned revision: configs and safetensors only.
+    """A pipeline of the Hugging Face hub at a pinned revision: configs, safetensors and vocabularies only.
 
     Raises:
         ModelError: without a pinned revision, offline, or where access is refused.
@@ -118,7 +118,7 @@ def fetch_hub(job: StageJob, out: Path) -> None:
         folder = snapshot_download(
             params.hub_id or "",
             revision=params.revision,
-            allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors"],
+            allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors", "tokenizer*/*.txt"],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(

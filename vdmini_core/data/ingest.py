@@ -24,7 +24,7 @@ from vdmini_core.data.captions import read_captions, serves_as_caption
 from vdmini_core.data.clips import SPLITS
 from vdmini_core.data.decode_pool import DecodePool
 from vdmini_core.data.discovery import Found, discover
-from vdmini_core.data.prompts import Caption, save_captions
+from vdmini_core.data.prompts import SERVED, Caption, save_captions
 from vdmini_core.data.sampling import spread
 from vdmini_core.data.splits import MINIMUM, Assignment, Source, assign, counts, level_for
 from vdmini_core.errors import DataError
@@ -78,7 +78,7 @@ def ingest_folder(root: Path, out: Path, work: Path, params: PrepareParams, seed
     captions = read_captions(root, files, params.captions)  # first: a torn table should not cost the decoding
     for name in records.keys() - files.keys():
         if serves_as_caption(name, files):
-            records[name]["reason"] = "captions of the videos"
+            records[name]["reason"] = SERVED
     with DecodePool(params.workers, params.decode_timeout_s) as pool:
         decoder = CachedDecoder(pool, work, params)
         sources = _probe(pool, decoder, files, records)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vdmini_core.errors import DataError
 
+SERVED = "captions of the videos"  # what the account of files says of those that hold captions
 _SHOWN = 20
 
 
