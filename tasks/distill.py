@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.stage import StageJob, StageOutcome
-from vdmini_core.artifacts import read_json, sha256_file
+from vdmini_core.artifacts import read_json
 from vdmini_core.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -69,35 +69,24 @@ def run(job: StageJob) -> StageOutcome:
 
 
 def make_spec(job: StageJob) -> RecoverySpec:
-    """Encode the training clips where that is not done, and say what the workers need."""
-    from tasks.models import load_teacher, prompts_of
+    """Encode the training clips where that is to be done, and say what the workers need."""
+    from tasks.encoding import encode_inputs
     from tasks.recovery_worker import RecoverySpec
-    from vdmini_core.data.clips import load_clips
-    from vdmini_core.distillation.data import precompute
+    from vdmini_core.models.registry import load_settings
     from vdmini_core.pruning.plan import Plan
 
     teacher, student = job.artifact("teacher") / "pipeline", job.artifact("prune") / "student"
-    clips = load_clips(job.artifact("prepare"), "train")
-    pipeline, family, settings = load_teacher(job)
-    identity = {
-        "clips": sha256_file(job.artifact("prepare") / "clips-train.safetensors"),
-        "teacher": sha256_file(job.artifact("teacher") / "manifest.json"),
-        "settings": asdict(settings),
-    }
-    prompts = prompts_of(job, family, "train")
-    if prompts is not None:
-        identity["prompts"] = list(prompts)
-    latents, seed = job.work / "latents", job.params.base.seed
-    precompute(family, pipeline, clips, settings, seed, latents, identity, prompts)
+    settings = load_settings(teacher)
     return RecoverySpec(
         teacher=str(teacher.resolve()),
         student=str(student.resolve()),
-        latents=str(latents.resolve()),
+        prepared=str(job.artifact("prepare").resolve()),
+        latents=str(encode_inputs(job, settings)),
         work=str(job.work.resolve()),
         feature_pairs=[list(pair) for pair in Plan.load(student / "plan.json").feature_pairs],
         settings=asdict(settings),
         params=job.params.distill.model_dump(mode="json"),
-        seed=seed,
+        seed=job.params.base.seed,
         threads=job.worker_threads(job.params.distill.workers),
     )
 
@@ -149,11 +138,11 @@ def make_trainer(job: StageJob, spec: RecoverySpec, storage: Path) -> Any:
 
 def worker_environment(job: StageJob) -> dict[str, str]:
     """Workers find this package wherever they start, and use as many threads as the params say."""
-    package = str(Path(__file__).resolve().parent.parent)
-    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    from tasks.ray_runtime import python_path
+
     threads = str(job.worker_threads(job.params.distill.workers))
     return {
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys([package, *known])),
+        "PYTHONPATH": python_path(),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",

@@ -20,12 +20,15 @@ from ray import train
 from ray.train.torch import get_device
 from torch import Tensor
 
+from tasks.encoding import EncodeSpec, recovery_source
 from vdmini_core.artifacts import read_json, write_json
-from vdmini_core.distillation.data import RecoveryBatches, load_recovery_data, seed_of
+from vdmini_core.distillation.ahead import BatchesAhead
+from vdmini_core.distillation.data import RecoveryBatches, seed_of
 from vdmini_core.distillation.recovery_step import Average, RecoveryStep
 from vdmini_core.errors import TrainingError, VDMiniError
 from vdmini_core.models.base import SamplingSettings
-from vdmini_core.models.registry import family_of, load_pipeline
+from vdmini_core.models.denoiser import load_denoiser
+from vdmini_core.models.registry import family_of
 from vdmini_core.params import DistillParams
 
 STATE, LOSSES, COMPLETE, FAILED = "state.pt", "losses.jsonl", "complete.json", "failed.json"
@@ -37,6 +40,7 @@ class RecoverySpec:
 
     teacher: str
     student: str
+    prepared: str
     latents: str
     work: str
     feature_pairs: list[list[str]]
@@ -80,12 +84,10 @@ def build(
     """Models from their directories, and the step around them."""
     params, settings = DistillParams.model_validate(spec.params), SamplingSettings(**spec.settings)
     family = family_of(Path(spec.teacher))
-    teacher, student = (
-        getattr(load_pipeline(Path(folder)), family.denoiser_name).to(device)
-        for folder in (spec.teacher, spec.student)
-    )
+    teacher, student = (load_denoiser(folder, device) for folder in (spec.teacher, spec.student))
+    encoder = EncodeSpec(spec.teacher, spec.prepared, spec.settings, spec.seed, str(device), spec.threads)
     batches = RecoveryBatches(
-        load_recovery_data(Path(spec.latents)),
+        recovery_source(params.inputs, Path(spec.latents), encoder, teacher),
         family,
         settings,
         params.batch_size,
@@ -134,12 +136,13 @@ def train_loop(
     """Step to the end, reporting a checkpoint every `checkpoint_every` steps and at the last one."""
     params, device = recovery.params, next(recovery.student.parameters()).device
     live = Path(spec.work) / LOSSES if rank == 0 else Path(os.devnull)
-    with live.open("w", encoding="utf-8", buffering=1) as log:
+    ahead = BatchesAhead(batches, params.steps, device)
+    with ahead, live.open("w", encoding="utf-8", buffering=1) as log:
         log.writelines(json.dumps(row) + "\n" for row in rows)
         spent: list[float] = []
         while recovery.step_count < params.steps:
             began = time.perf_counter()
-            batch = batches.batch(recovery.step_count, rank, world).to(device)
+            batch = ahead.batch(recovery.step_count, rank, world)
             terms = recovery.step(batch)
             spent.append(time.perf_counter() - began)
             rows.append({"step": recovery.step_count, **{k: float(f"{v:.7g}") for k, v in terms.items()}})
@@ -147,7 +150,8 @@ def train_loop(
             if recovery.step_count % params.checkpoint_every == 0 or recovery.step_count == params.steps:
                 report(recovery, rows, Path(spec.work), rank)
     if rank == 0 and spent:
-        write_json(Path(spec.work) / "speed.json", {"ms_per_step": round(1000 * median(spent), 1)})
+        speed = {"ms_per_step": round(1000 * median(spent), 1), **ahead.waiting(spent)}
+        write_json(Path(spec.work) / "speed.json", speed)
 
 
 def report(recovery: RecoveryStep, rows: list[dict[str, Any]], work: Path, rank: int) -> None:

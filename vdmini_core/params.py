@@ -204,6 +204,12 @@ class DecoderRecoveryParams(Section):
 class DistillParams(Section):
     """ICMD recovery: L = L_task + lambda_icd L_ICD + lambda_mca L_MCA (paper Sec. 3.3, Table 5)."""
 
+    inputs: Literal["latents", "videos"] = Field(
+        "latents", description="latents: encoded once, beforehand; videos: by each worker, batch by batch"
+    )
+    encode_workers: int = Field(
+        0, ge=0, le=256, description="Ray Data workers that make the latents; 0: this process makes them"
+    )
     steps: int = Field(48, ge=1)
     batch_size: int = Field(2, ge=1, description="clips per step over all workers")
     workers: int = Field(2, ge=1, description="Ray Train workers")

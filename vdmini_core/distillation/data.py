@@ -1,4 +1,4 @@
-"""What the recovery trains on: latents and conditions computed once, and batches that need no loader state.
+"""What the recovery trains on: latents and conditions of clips, and batches that need no loader state.
 
 Every batch is a pure function of (seed, step): which clips, which noise, which levels. A worker takes its
 slice of it, so a resumed run, or one with another number of workers, sees the same global batches.
@@ -7,39 +7,43 @@ slice of it, so a resumed run, or one with another number of workers, sees the s
 from __future__ import annotations
 
 import hashlib
-import uuid
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vdmini_core.artifacts import digest_of, read_json, write_json
 from vdmini_core.distillation.consistency import OwnTaskFamily
 from vdmini_core.distillation.discriminator import renoise_sigmas
-from vdmini_core.errors import DataError
 from vdmini_core.models.base import Conditions, Family, SamplingSettings
-from vdmini_core.models.inputs import ClipInputs
-from vdmini_core.progress import track
-
-SHARD_CLIPS = 8
-COMPLETE = "complete.json"
-CONDITION = "condition."
 
 
 @dataclass(frozen=True)
 class RecoveryData:
-    """Latents (n, F, C, h, w) of the training clips, scaled as the denoiser expects, and their conditions."""
+    """Latents (n, F, C, h, w) of clips, scaled as the denoiser expects, and their conditions, in memory."""
 
     latents: Tensor
     conditions: Conditions
 
     def __len__(self) -> int:
         return self.latents.shape[0]
+
+    def rows(self, index_B: Tensor) -> RecoveryData:
+        """Those of the clips `index_B` (1-d long)."""
+        return RecoveryData(self.latents[index_B], self.conditions.select(index_B))
+
+
+class RecoverySource(Protocol):
+    """Where rows come from: memory, shards on disk, or clips that are encoded on the way."""
+
+    def __len__(self) -> int:
+        """Training clips there are."""
+        ...
+
+    def rows(self, index_B: Tensor) -> RecoveryData:
+        """Latents and conditions of the clips `index_B` (1-d long), on the CPU."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class RecoveryBatches:
     """Turns (seed, step) into a worker's batch.
 
     Attributes:
-        data: latents and conditions of all training clips.
+        data: latents and conditions of the training clips.
         family: knows the noise levels.
         settings: sampling settings of the teacher; one step means one level, from pure noise.
         batch_size: clips per step over all workers.
@@ -110,7 +114,7 @@ class RecoveryBatches:
         dropout: share of clips whose conditions are blanked, for classifier-free guidance.
     """
 
-    data: RecoveryData
+    data: RecoverySource
     family: Family
     settings: SamplingSettings
     batch_size: int
@@ -129,7 +133,8 @@ class RecoveryBatches:
         renoise_B = renoise_sigmas(self.batch_size, levels)[slots.start : slots.stop]
         dropped_B = (torch.rand(self.batch_size, generator=levels) < self.dropout)[slots.start : slots.stop]
         guidance = self._guidance(levels)
-        clean = self.data.latents[index]
+        rows = self.data.rows(index)
+        clean = rows.latents
         noise = _noise(clean.shape[1:], self.seed, step, slots, "noise")
         return RecoveryBatch(
             clean_BFChw=clean,
@@ -138,7 +143,7 @@ class RecoveryBatches:
             renoise_BFChw=_noise(clean.shape[1:], self.seed, step, slots, "renoise"),
             renoise_sigma_B=renoise_B,
             conditions=_told(
-                _blank(self.data.conditions.select(index), dropped_B),
+                _blank(rows.conditions, dropped_B),
                 None if guidance is None else guidance[slots.start : slots.stop],
             ),
         )
@@ -179,90 +184,3 @@ def _told(conditions: Conditions, guidance_B: Tensor | None) -> Conditions:
         return conditions
     scale = guidance_B.to(conditions.tensors["guidance"])
     return Conditions(conditions.tensors | {"guidance": scale})
-
-
-def precompute(
-    family: Family,
-    pipeline: Any,
-    clips: Tensor,
-    settings: SamplingSettings,
-    seed: int,
-    folder: Path,
-    identity: Any,
-    prompts: Sequence[str] | None = None,
-) -> None:
-    """Encode every training clip once, in shards that survive a kill; nothing is done where all is there.
-
-    Args:
-        family: how clips become latents and conditions.
-        pipeline: the teacher's pipeline with its autoencoder and image encoder.
-        clips: uint8 (n, F, H, W, 3).
-        settings: what the conditions are made for.
-        seed: of the noise augmentation of the conditions.
-        folder: where the shards go.
-        identity: JSON-able data that says what the shards were made from.
-        prompts: of the clips, for a teacher that needs them.
-
-    Raises:
-        DataError: when there are no clips, or `folder` holds shards of something else.
-    """
-    if not len(clips):
-        raise DataError(
-            "there are no training clips", expected="at least one clip", fix="run `vdmini prepare`"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, {"identity": digest_of(identity), "clips": len(clips), "shard_clips": SHARD_CLIPS})
-    starts = [start for start in range(0, len(clips), SHARD_CLIPS) if not _shard(folder, start).exists()]
-    for start in track(starts, "encode clips", unit="shard") if starts else ():
-        part = clips[start : start + SHARD_CLIPS]
-        with torch.no_grad():
-            latents = family.encode_clips(pipeline, part)
-            seeds = [seed_of(seed, "conditions", start + place) for place in range(len(part))]
-            inputs = ClipInputs(
-                part[:, 0], None if prompts is None else tuple(prompts[start : start + len(part)])
-            )
-            given = family.conditions(pipeline, inputs, settings, seeds)
-        _save_shard(_shard(folder, start), latents, given)
-    write_json(folder / COMPLETE, {"clips": len(clips)})
-
-
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    path = folder / "identity.json"
-    if path.exists() and read_json(path) != identity:
-        raise DataError(
-            "the cached latents belong to other clips or another teacher",
-            found=str(folder),
-            fix="delete that folder and run the stage again",
-        )
-    write_json(path, identity)
-
-
-def _shard(folder: Path, start: int) -> Path:
-    return folder / f"latents-{start:06d}.safetensors"
-
-
-def _save_shard(path: Path, latents: Tensor, given: Conditions) -> None:
-    tensors = {"latents": latents.float(), **{CONDITION + k: v for k, v in given.tensors.items()}}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary)
-    temporary.replace(path)
-
-
-def load_recovery_data(folder: Path) -> RecoveryData:
-    """Read what `precompute` wrote.
-
-    Raises:
-        DataError: when it was not finished.
-    """
-    if not (folder / COMPLETE).exists():
-        raise DataError("the latents of the training clips are not complete", found=str(folder))
-    shards = list(_read_shards(folder))
-    joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
-    latents = joined.pop("latents")
-    given = {name.removeprefix(CONDITION): tensor for name, tensor in joined.items()}
-    return RecoveryData(latents, Conditions(given))
-
-
-def _read_shards(folder: Path) -> Iterator[dict[str, Tensor]]:
-    for path in sorted(folder.glob("latents-*.safetensors")):
-        yield load_file(path)
