@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -15,14 +14,14 @@ from typing import Any
 
 import psutil
 import torch
-import torch.distributed as dist
 from ray import train
 from ray.train.torch import get_device
-from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.distillation.data import RecoveryBatches, load_recovery_data, seed_of
-from vdmini_core.distillation.recovery_step import Average, RecoveryStep
+from vdmini_core.distillation.recovery_step import RecoveryStep
+from vdmini_core.distillation.workers import Average, average_over
 from vdmini_core.errors import TrainingError, VDMiniError
 from vdmini_core.models.base import SamplingSettings
 from vdmini_core.models.registry import family_of, load_pipeline
@@ -62,7 +61,10 @@ def train_worker(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(spec.threads)
     _sign_in(Path(spec.work), rank)
-    recovery, batches = build(spec, get_device(), average_over(world))
+    device = get_device()
+    sharded = spec.params["parallel"] == "fsdp2"
+    mesh = init_device_mesh(device.type, (world,)) if sharded else None
+    recovery, batches = build(spec, device, average_over(world), mesh)
     rows = resume(recovery, spec)
     try:
         train_loop(recovery, batches, rows, spec, rank, world)
@@ -75,13 +77,16 @@ ERROR_PARTS = ("problem", "expected", "found", "fix")
 
 
 def build(
-    spec: RecoverySpec, device: torch.device, average: Average | None = None
+    spec: RecoverySpec,
+    device: torch.device,
+    average: Average | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> tuple[RecoveryStep, RecoveryBatches]:
     """Models from their directories, and the step around them."""
     params, settings = DistillParams.model_validate(spec.params), SamplingSettings(**spec.settings)
     family = family_of(Path(spec.teacher))
     teacher, student = (
-        getattr(load_pipeline(Path(folder)), family.denoiser_name).to(device)
+        getattr(load_pipeline(Path(folder)), family.denoiser_name).to(device if mesh is None else "cpu")
         for folder in (spec.teacher, spec.student)
     )
     batches = RecoveryBatches(
@@ -102,24 +107,9 @@ def build(
         one_step=settings.steps == 1,
         seed=seed_of(spec.seed, "heads") % 2**31,
         average=average,
+        mesh=mesh,
     )
     return recovery, batches
-
-
-def average_over(world: int) -> Average | None:
-    """Averaging of tensors over workers: one all-reduce of everything flattened, once per step."""
-    if world == 1:
-        return None
-
-    def average(tensors: Sequence[Tensor]) -> None:
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
-        flat /= world
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
-
-    return average
 
 
 def train_loop(
@@ -151,6 +141,11 @@ def train_loop(
 
 def report(recovery: RecoveryStep, rows: list[dict[str, Any]], work: Path, rank: int) -> None:
     """Hand Ray a checkpoint (rank 0) or nothing (the others); a barrier, so all call it equally often."""
+    if recovery.sharded:
+        from tasks.recovery_shards import report_sharded
+
+        report_sharded(recovery, rows, work, rank)
+        return
     if rank:
         train.report(rows[-1])
         return
@@ -164,12 +159,17 @@ def report(recovery: RecoveryStep, rows: list[dict[str, Any]], work: Path, rank:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def save_checkpoint(state: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> None:
-    """Write state, loss curve so far, and the sizes by which a torn copy is told from a whole one."""
+def save_checkpoint(
+    state: dict[str, Any], rows: list[dict[str, Any]], folder: Path, more: dict[str, int] | None = None
+) -> None:
+    """Write state, loss curve so far, and the sizes by which a torn copy is told from a whole one.
+
+    `more`: sizes of other files that belong to the checkpoint.
+    """
     torch.save(state, folder / STATE)
     (folder / LOSSES).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     sizes = {name: (folder / name).stat().st_size for name in (STATE, LOSSES)}
-    write_json(folder / COMPLETE, {"step": state["step"], "sizes": sizes})
+    write_json(folder / COMPLETE, {"step": state["step"], "sizes": {**sizes, **(more or {})}})
 
 
 def is_complete(folder: Path) -> bool:
@@ -210,7 +210,9 @@ def resume(recovery: RecoveryStep, spec: RecoverySpec) -> list[dict[str, Any]]:
 
 
 def _restore(recovery: RecoveryStep, folder: Path) -> list[dict[str, Any]]:
-    recovery.load_state_dict(load_state(folder))
+    from tasks.recovery_shards import restore
+
+    restore(recovery, folder)
     return read_rows(folder / LOSSES)
 
 
