@@ -17,7 +17,7 @@ from vdmini_core.distillation.sharded_state import load_sharded, save_sharded
 from vdmini_core.distillation.workers import average_over
 from vdmini_core.params import DistillParams
 
-STEPS, SAVED = 20, 4
+STEPS, SAVED = 20, 2
 Rows = list[dict[str, float]]
 
 
