@@ -184,3 +184,8 @@ def total_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Ten
             "no loss term has a weight", expected="a lambda above 0", found=str(dict(weights))
         )
     return torch.stack(weighted).sum()
+
+
+def mean_terms(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of every term over equal slices of a batch."""
+    return {name: torch.stack([terms[name] for terms in parts]).mean() for name in parts[0]}

@@ -26,6 +26,7 @@ from vdmini_core.distillation.losses import (
     icd_loss,
     mca_discriminator_loss,
     mca_generator_loss,
+    mean_terms,
     r1_penalty,
     task_reconstruction,
     total_loss,
@@ -312,11 +313,6 @@ def term_names(params: DistillParams) -> tuple[str, ...]:
     """`TERMS`, and in front of the gradient's norm those that are not part of the paper's loss."""
     extra = (("feature_matching", params.lambda_feature_matching), ("r1", params.r1_gamma))
     return (*TERMS[:-1], *(name for name, weight in extra if weight), TERMS[-1])
-
-
-def mean_terms(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of every term over equal slices of a batch."""
-    return {name: torch.stack([terms[name] for terms in parts]).mean() for name in parts[0]}
 
 
 def task_weights(params: DistillParams, one_step: bool) -> dict[str, float]:
