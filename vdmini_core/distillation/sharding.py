@@ -39,7 +39,7 @@ def blocks_of(model: nn.Module) -> list[str]:
 def shard_student(student: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     """Spread every block and then the root over `mesh`, in place; parameters are `DTensor`s afterwards."""
     _shard_blocks(student, mesh, precision)
-    fully_shard(student, mesh=mesh, mp_policy=_policy(precision))
+    fully_shard(student, mesh=mesh, mp_policy=_policy(precision, mesh.device_type))
 
 
 def shard_teacher(teacher: nn.Module, mesh: DeviceMesh, precision: str, points: Sequence[str] = ()) -> None:
@@ -69,15 +69,16 @@ def _shard_blocks(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     # True of diffusers' blocks, and without effect: no U-Net changes the output of a block in place.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(.*\) returned a view tensor")
     for path in blocks_of(model):
-        fully_shard(model.get_submodule(path), mesh=mesh, mp_policy=_policy(precision))
+        fully_shard(model.get_submodule(path), mesh=mesh, mp_policy=_policy(precision, mesh.device_type))
 
 
-def _policy(precision: str) -> MixedPrecisionPolicy:
+def _policy(precision: str, device: str) -> MixedPrecisionPolicy:
     """Weights travel in bf16 and gradients in fp32; inputs are left to autocast, as on one worker.
 
-    Cast at a block's door, timesteps up to 1000 would lose their last two bits.
+    Cast at a block's door, timesteps up to 1000 would lose their last two bits. On a CPU weights travel in
+    fp32: autocast does not bring norms into one precision there, and they refuse bf16 weights beside fp32.
     """
-    weights = torch.bfloat16 if precision == "bf16" else None
+    weights = torch.bfloat16 if precision == "bf16" and device != "cpu" else None
     return MixedPrecisionPolicy(param_dtype=weights, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
