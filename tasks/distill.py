@@ -126,6 +126,12 @@ def make_trainer(job: StageJob, spec: RecoverySpec, storage: Path) -> Any:
 
     params, gpu = job.params.distill, device_of(job) == "cuda"
     share = _gpu_share(params.workers) if gpu else 0.0
+    if params.parallel == "fsdp2" and 0 < share < 1:
+        raise TrainingError(
+            "parts of a student on one GPU save nothing",
+            expected=f"a GPU for each of {params.workers} workers",
+            fix="set distill.workers to the number of GPUs, or distill.parallel to ddp",
+        )
     trainer: Any = TorchTrainer  # typed for V1's configs, which V2 refuses
     return trainer(
         train_worker,

@@ -16,12 +16,12 @@ import psutil
 import torch
 from ray import train
 from ray.train.torch import get_device
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.distillation.data import RecoveryBatches, load_recovery_data, seed_of
 from vdmini_core.distillation.recovery_step import RecoveryStep
-from vdmini_core.distillation.workers import Average, average_over
+from vdmini_core.distillation.workers import Average, average_over, mesh_over
 from vdmini_core.errors import TrainingError, VDMiniError
 from vdmini_core.models.base import SamplingSettings
 from vdmini_core.models.registry import family_of, load_pipeline
@@ -62,8 +62,7 @@ def train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(spec.threads)
     _sign_in(Path(spec.work), rank)
     device = get_device()
-    sharded = spec.params["parallel"] == "fsdp2"
-    mesh = init_device_mesh(device.type, (world,)) if sharded else None
+    mesh = mesh_over(world, device) if spec.params["parallel"] == "fsdp2" else None
     recovery, batches = build(spec, device, average_over(world), mesh)
     rows = resume(recovery, spec)
     try:

@@ -1,4 +1,4 @@
-"""Averaging over the workers of a recovery that holds everything whole on each of them."""
+"""The workers of a recovery, as torch sees them: averaging over them, and the mesh that parts lie on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 Average = Callable[[Sequence[Tensor]], None]
 
@@ -25,3 +26,10 @@ def average_over(world: int) -> Average | None:
             tensor.copy_(part.view_as(tensor))
 
     return average
+
+
+def mesh_over(world: int, device: torch.device) -> DeviceMesh:
+    """All workers in one dimension; the process group must be there."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # else the mesh would choose one by the worker's rank
+    return init_device_mesh(device.type, (world,))
