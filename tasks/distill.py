@@ -46,7 +46,10 @@ def run(job: StageJob) -> StageOutcome:
         TrainingError: when the loss is not finite or diverges, or the workers fail too often.
     """
     from tasks.recovery_worker import end_leftovers, newest_checkpoint, read_rows
+    from vdmini_core.distillation.optim import adamw8bit
 
+    if job.params.distill.optimizer == "adamw8bit":
+        adamw8bit()  # what is not installed is said before anything is started
     end_leftovers(job.work)
     spec = make_spec(job)
     storage = job.work.resolve() / "ray" / RUN
@@ -115,6 +118,12 @@ def make_trainer(job: StageJob, spec: RecoverySpec, storage: Path) -> Any:
 
     params, gpu = job.params.distill, device_of(job) == "cuda"
     share = _gpu_share(params.workers) if gpu else 0.0
+    if params.parallel == "fsdp2" and 0 < share < 1:
+        raise TrainingError(
+            "parts of a student on one GPU save nothing",
+            expected=f"a GPU for each of {params.workers} workers",
+            fix="set distill.workers to the number of GPUs, or distill.parallel to ddp",
+        )
     trainer: Any = TorchTrainer  # typed for V1's configs, which V2 refuses
     return trainer(
         train_worker,
@@ -256,14 +265,14 @@ def export(job: StageJob, checkpoint: Path, rows: list[dict[str, Any]]) -> dict[
         Metrics of the VAE decoder's recovery, which comes first where the decoder was cut.
     """
     from tasks.decoder_recovery import recover_vae_decoder
-    from tasks.recovery_worker import load_state
+    from tasks.recovery_shards import recovered_weights
     from vdmini_core.models.registry import family_of, load_pipeline, load_settings, save_pipeline
     from vdmini_core.report.charts import loss_chart
 
     source, target = job.artifact("prune") / "student", job.out / "student"
-    pipeline, state = load_pipeline(source), load_state(checkpoint)
+    pipeline = load_pipeline(source)
     denoiser = getattr(pipeline, family_of(pipeline).denoiser_name)
-    denoiser.load_state_dict({**state["student"], **state["ema"]["tensors"]})
+    denoiser.load_state_dict(recovered_weights(checkpoint, denoiser))
     decoder = recover_vae_decoder(job, pipeline)
     save_pipeline(pipeline, target, load_settings(source, pipeline))
     shutil.copyfile(source / "plan.json", target / "plan.json")

@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -15,16 +14,16 @@ from typing import Any
 
 import psutil
 import torch
-import torch.distributed as dist
 from ray import train
 from ray.train.torch import get_device
-from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from tasks.encoding import EncodeSpec, recovery_source
 from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.distillation.ahead import BatchesAhead
 from vdmini_core.distillation.data import RecoveryBatches, seed_of
-from vdmini_core.distillation.recovery_step import Average, RecoveryStep
+from vdmini_core.distillation.recovery_step import RecoveryStep
+from vdmini_core.distillation.workers import Average, average_over, mesh_over
 from vdmini_core.errors import TrainingError, VDMiniError
 from vdmini_core.models.base import SamplingSettings
 from vdmini_core.models.denoiser import load_denoiser
@@ -66,7 +65,9 @@ def train_worker(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(spec.threads)
     _sign_in(Path(spec.work), rank)
-    recovery, batches = build(spec, get_device(), average_over(world))
+    device = get_device()
+    mesh = mesh_over(world, device) if spec.params["parallel"] == "fsdp2" else None
+    recovery, batches = build(spec, device, average_over(world), mesh)
     rows = resume(recovery, spec)
     try:
         train_loop(recovery, batches, rows, spec, rank, world)
@@ -79,12 +80,16 @@ ERROR_PARTS = ("problem", "expected", "found", "fix")
 
 
 def build(
-    spec: RecoverySpec, device: torch.device, average: Average | None = None
+    spec: RecoverySpec,
+    device: torch.device,
+    average: Average | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> tuple[RecoveryStep, RecoveryBatches]:
     """Models from their directories, and the step around them."""
     params, settings = DistillParams.model_validate(spec.params), SamplingSettings(**spec.settings)
     family = family_of(Path(spec.teacher))
-    teacher, student = (load_denoiser(folder, device) for folder in (spec.teacher, spec.student))
+    place = device if mesh is None else torch.device("cpu")  # FSDP2 moves each worker's parts
+    teacher, student = (load_denoiser(folder, place) for folder in (spec.teacher, spec.student))
     encoder = EncodeSpec(spec.teacher, spec.prepared, spec.settings, spec.seed, str(device), spec.threads)
     batches = RecoveryBatches(
         recovery_source(params.inputs, Path(spec.latents), encoder, teacher),
@@ -105,24 +110,9 @@ def build(
         seed=seed_of(spec.seed, "heads") % 2**31,
         average=average,
         settings=settings,
+        mesh=mesh,
     )
     return recovery, batches
-
-
-def average_over(world: int) -> Average | None:
-    """Averaging of tensors over workers: one all-reduce of everything flattened, once per step."""
-    if world == 1:
-        return None
-
-    def average(tensors: Sequence[Tensor]) -> None:
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
-        flat /= world
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
-
-    return average
 
 
 def train_loop(
@@ -156,6 +146,11 @@ def train_loop(
 
 def report(recovery: RecoveryStep, rows: list[dict[str, Any]], work: Path, rank: int) -> None:
     """Hand Ray a checkpoint (rank 0) or nothing (the others); a barrier, so all call it equally often."""
+    if recovery.sharded:
+        from tasks.recovery_shards import report_sharded
+
+        report_sharded(recovery, rows, work, rank)
+        return
     if rank:
         train.report(rows[-1])
         return
@@ -169,12 +164,17 @@ def report(recovery: RecoveryStep, rows: list[dict[str, Any]], work: Path, rank:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def save_checkpoint(state: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> None:
-    """Write state, loss curve so far, and the sizes by which a torn copy is told from a whole one."""
+def save_checkpoint(
+    state: dict[str, Any], rows: list[dict[str, Any]], folder: Path, more: dict[str, int] | None = None
+) -> None:
+    """Write state, loss curve so far, and the sizes by which a torn copy is told from a whole one.
+
+    `more`: sizes of other files that belong to the checkpoint.
+    """
     torch.save(state, folder / STATE)
     (folder / LOSSES).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     sizes = {name: (folder / name).stat().st_size for name in (STATE, LOSSES)}
-    write_json(folder / COMPLETE, {"step": state["step"], "sizes": sizes})
+    write_json(folder / COMPLETE, {"step": state["step"], "sizes": {**sizes, **(more or {})}})
 
 
 def is_complete(folder: Path) -> bool:
@@ -215,7 +215,9 @@ def resume(recovery: RecoveryStep, spec: RecoverySpec) -> list[dict[str, Any]]:
 
 
 def _restore(recovery: RecoveryStep, folder: Path) -> list[dict[str, Any]]:
-    recovery.load_state_dict(load_state(folder))
+    from tasks.recovery_shards import restore
+
+    restore(recovery, folder)
     return read_rows(folder / LOSSES)
 
 

@@ -230,7 +230,19 @@ class DistillParams(Section):
     mca_generator: Literal["hinge", "log"] = "hinge"
     mca_start_step: int = Field(0, ge=0, description="the heads learn alone before this step")
     ema_decay: float = Field(0.95, ge=0, lt=1)
+    lambda_feature_matching: float = Field(
+        0.0, ge=0, description="student's clip against the teacher's in the discriminator's encoder"
+    )
+    r1_gamma: float = Field(0.0, ge=0, description="R1 penalty on the discriminator's heads")
     precision: Literal["fp32", "bf16"] = "fp32"
+    parallel: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="fsdp2: student and teacher in parts over the workers, for what fits no single one"
+    )
+    accumulation: int = Field(1, ge=1, description="slices a worker's share of a batch is computed in")
+    activation_checkpointing: bool = Field(False, description="compute twice what would have to be kept")
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw", description="of the student; adamw8bit needs bitsandbytes or torchao"
+    )
     checkpoint_every: int = Field(16, ge=1, description="steps between checkpoints")
     max_failures: int = Field(3, ge=0, description="worker failures survived per run")
     conditioning_dropout: float = Field(0.0, ge=0, lt=1)
@@ -240,6 +252,21 @@ class DistillParams(Section):
     def _whole_batches(self) -> DistillParams:
         if self.batch_size % self.workers:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of workers {self.workers}")
+        if self.batch_size // self.workers % self.accumulation:
+            raise ValueError(
+                f"a worker's share of {self.batch_size // self.workers} clips (batch_size / workers) is not "
+                f"a multiple of accumulation {self.accumulation}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> DistillParams:
+        if (self.r1_gamma or self.lambda_feature_matching) and not self.lambda_mca:
+            raise ValueError(
+                "r1_gamma and lambda_feature_matching need the discriminator: lambda_mca above 0"
+            )
+        if self.parallel == "fsdp2" and self.optimizer == "adamw8bit":
+            raise ValueError("adamw8bit keeps its state in blocks that fsdp2 cannot take apart: use adamw")
         if self.lambda_task == self.lambda_icd == self.lambda_mca == 0:
             raise ValueError("lambda_task, lambda_icd and lambda_mca are all 0: nothing would be learned")
         return self

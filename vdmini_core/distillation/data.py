@@ -71,6 +71,21 @@ class RecoveryBatch:
         moved = {k: v.to(device) for k, v in vars(self).items() if k != "conditions"}
         return RecoveryBatch(**moved, conditions=self.conditions.to(device))
 
+    def split(self, parts: int) -> list[RecoveryBatch]:
+        """Equal slices of the batch, in order; `parts` divides the number of clips."""
+        if parts == 1:
+            return [self]
+        size = len(self.sigma_B) // parts
+        cuts = [slice(start, start + size) for start in range(0, parts * size, size)]
+        tensors = {name: value for name, value in vars(self).items() if name != "conditions"}
+        return [
+            RecoveryBatch(
+                **{name: tensor[cut] for name, tensor in tensors.items()},
+                conditions=self.conditions.slice(cut.start, cut.stop),
+            )
+            for cut in cuts
+        ]
+
 
 def seed_of(*parts: int | str) -> int:
     """A 63-bit seed that depends on every part and on nothing else."""

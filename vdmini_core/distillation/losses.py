@@ -7,7 +7,7 @@ the loss on the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -138,6 +138,43 @@ def mca_generator_loss(fake_logits: Sequence[Tensor], form: Literal["hinge", "lo
     return torch.stack(losses).mean()
 
 
+def feature_matching_loss(fake_feats: Sequence[Tensor], real_feats: Sequence[Tensor]) -> Tensor:
+    """How far the student's clip is from the teacher's in what the discriminator's encoder sees of them.
+
+    Mean over levels and frames of ||f - r||₁ / ||r||₁ (after pix2pixHD, arXiv 1711.11585, which compares a
+    discriminator's features). Here they are those of the frozen encoder, not those of the heads: the target
+    stands still while the heads learn, and both sides are there already, so it costs nothing.
+
+    Args:
+        fake_feats: one tensor (N, C, h, w) per level, frames folded into the batch.
+        real_feats: the same shapes; no gradient reaches them.
+    """
+    levels = []
+    for fake, real in zip(fake_feats, real_feats, strict=True):
+        real_NX = real.detach().float().flatten(1)
+        distance_N = (fake.float().flatten(1) - real_NX).abs().mean(dim=1)
+        levels.append((distance_N / real_NX.abs().mean(dim=1).clamp_min(SCALE_FLOOR)).mean())
+    return torch.stack(levels).mean()
+
+
+def r1_penalty(heads: Callable[[list[Tensor]], Sequence[Tensor]], real_feats: Sequence[Tensor]) -> Tensor:
+    """R1 = E ||∇_f Σ D(f)||² at the teacher's features f (arXiv 1801.04406, Sec. 4.1, eq. 9 without γ/2).
+
+    The heads are all that learns of D and f is what they see, so the slope is taken there: no second
+    derivative runs through the encoder. Norms are over channels, means over places, frames and levels, so
+    that γ means the same at every size of clip. In float32 whatever the precision of the rest.
+
+    Args:
+        heads: features to logits, one tensor per head.
+        real_feats: one tensor (N, C, h, w) per level, frames folded into the batch.
+    """
+    leaves = [real.detach().float().requires_grad_(True) for real in real_feats]
+    with torch.autocast(leaves[0].device.type, enabled=False):
+        answer = torch.stack([logits.float().sum() for logits in heads(leaves)]).sum()
+        slopes = torch.autograd.grad(answer, leaves, create_graph=True)
+    return torch.stack([slope.square().sum(dim=1).mean() for slope in slopes]).mean()
+
+
 def total_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Σ weight · term over the named terms; a term without a weight, or weight 0, is out of the graph.
 
@@ -150,3 +187,8 @@ def total_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Ten
             "no loss term has a weight", expected="a lambda above 0", found=str(dict(weights))
         )
     return torch.stack(weighted).sum()
+
+
+def mean_terms(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of every term over equal slices of a batch."""
+    return {name: torch.stack([terms[name] for terms in parts]).mean() for name in parts[0]}
