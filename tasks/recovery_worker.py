@@ -20,8 +20,10 @@ from ray import train
 from ray.train.torch import get_device
 from torch import Tensor
 
+from tasks.recovery_watch import HISTORY, STARTS, STORAGE, Watch, checkpoint_name
 from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.distillation.data import RecoveryBatches, load_recovery_data, seed_of
+from vdmini_core.distillation.guards import History
 from vdmini_core.distillation.recovery_step import Average, RecoveryStep
 from vdmini_core.errors import TrainingError, VDMiniError
 from vdmini_core.models.base import SamplingSettings
@@ -44,6 +46,8 @@ class RecoverySpec:
     params: dict[str, Any]
     seed: int
     threads: int
+    sampling_batch: int = 8
+    gpus: float = 0.0  # over all workers
     resume_from: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,21 +58,53 @@ class RecoverySpec:
 def train_worker(config: dict[str, Any]) -> None:
     """The training function of the `TorchTrainer`, the same on every worker.
 
-    A `TrainingError` comes to every worker at the same step, because it is decided on averaged numbers;
-    it is written down for the driver instead of raised, as trying again would only meet it again.
+    A `TrainingError` comes to every worker at the same step, because it is decided on averaged numbers:
+    all go back to the last checkpoint and try again at smaller rates. The last one is written down for the
+    driver instead of raised, as Ray's trying again would only meet it again.
     """
     spec = RecoverySpec(**config)
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(spec.threads)
     _sign_in(Path(spec.work), rank)
-    recovery, batches = build(spec, get_device(), average_over(world))
-    rows = resume(recovery, spec)
+    broken: History | None = None
     try:
-        train_loop(recovery, batches, rows, spec, rank, world)
+        while (broken := attempt(spec, get_device(), rank, world, broken)) is not None:
+            pass
     except TrainingError as error:
         if rank == 0:
             write_json(Path(spec.work) / FAILED, {k: getattr(error, k) for k in ERROR_PARTS})
+
+
+def attempt(
+    spec: RecoverySpec, device: torch.device, rank: int, world: int, broken: History | None
+) -> History | None:
+    """Train from the last checkpoint, or the beginning, to the end.
+
+    Args:
+        spec: what to train.
+        device: of this worker.
+        rank: of this worker.
+        world: number of workers.
+        broken: what the attempt before returned.
+
+    Returns:
+        The history with one more rollback where a step broke, None at the end.
+
+    Raises:
+        TrainingError: where no rollback is left.
+    """
+    recovery, batches = build(spec, device, average_over(world))
+    rows, history = resume(recovery, spec, broken)
+    if rank == 0 and broken is None:
+        with (Path(spec.work) / STARTS).open("a", encoding="utf-8") as starts:
+            starts.write(json.dumps({"step": recovery.step_count}) + "\n")
+    try:
+        train_loop(recovery, batches, rows, spec, rank, world, history)
+    except TrainingError as error:
+        history.roll_back(error, recovery.step_count + 1, recovery.params)
+        return history
+    return None
 
 
 ERROR_PARTS = ("problem", "expected", "found", "fix")
@@ -129,12 +165,15 @@ def train_loop(
     spec: RecoverySpec,
     rank: int,
     world: int,
+    history: History,
 ) -> None:
     """Step to the end, reporting a checkpoint every `checkpoint_every` steps and at the last one."""
+    watch = Watch(spec, recovery, history, rank)
     params, device = recovery.params, next(recovery.student.parameters()).device
     live = Path(spec.work) / LOSSES if rank == 0 else Path(os.devnull)
     with live.open("w", encoding="utf-8", buffering=1) as log:
         log.writelines(json.dumps(row) + "\n" for row in rows)
+        watch.tell()
         spent: list[float] = []
         while recovery.step_count < params.steps:
             began = time.perf_counter()
@@ -142,33 +181,45 @@ def train_loop(
             terms = recovery.step(batch)
             spent.append(time.perf_counter() - began)
             rows.append({"step": recovery.step_count, **{k: float(f"{v:.7g}") for k, v in terms.items()}})
-            log.write(json.dumps(rows[-1]) + "\n")
-            if recovery.step_count % params.checkpoint_every == 0 or recovery.step_count == params.steps:
-                report(recovery, rows, Path(spec.work), rank)
+            log.write(json.dumps({**rows[-1], "live": watch.vitals(spent)}) + "\n")
+            watch.after_step()
+            if watch.checkpoint_due():
+                watch.before_checkpoint()
+                report(recovery, rows, Path(spec.work), rank, history)
+                watch.after_checkpoint()
     if rank == 0 and spent:
-        write_json(Path(spec.work) / "speed.json", {"ms_per_step": round(1000 * median(spent), 1)})
+        write_json(
+            Path(spec.work) / "speed.json",
+            {"ms_per_step": round(1000 * median(spent), 1), **watch.speed(spent)},
+        )
 
 
-def report(recovery: RecoveryStep, rows: list[dict[str, Any]], work: Path, rank: int) -> None:
+def report(
+    recovery: RecoveryStep, rows: list[dict[str, Any]], work: Path, rank: int, history: History
+) -> None:
     """Hand Ray a checkpoint (rank 0) or nothing (the others); a barrier, so all call it equally often."""
+    history.saved = recovery.step_count
     if rank:
         train.report(rows[-1])
         return
     folder = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=work))
     try:
-        save_checkpoint(recovery.state_dict(), rows, folder)
+        save_checkpoint(recovery.state_dict(), rows, folder, history)
         checkpoint = train.Checkpoint.from_directory(folder)
-        name = f"checkpoint-{recovery.step_count:08d}"
+        name = checkpoint_name(recovery.step_count)
         train.report(rows[-1], checkpoint=checkpoint, checkpoint_dir_name=name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def save_checkpoint(state: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> None:
-    """Write state, loss curve so far, and the sizes by which a torn copy is told from a whole one."""
+def save_checkpoint(
+    state: dict[str, Any], rows: list[dict[str, Any]], folder: Path, history: History
+) -> None:
+    """Write state, curve and history so far, and the sizes by which a torn copy is told from a whole one."""
     torch.save(state, folder / STATE)
     (folder / LOSSES).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    sizes = {name: (folder / name).stat().st_size for name in (STATE, LOSSES)}
+    write_json(folder / HISTORY, history.to_dict())
+    sizes = {name: (folder / name).stat().st_size for name in (STATE, LOSSES, HISTORY)}
     write_json(folder / COMPLETE, {"step": state["step"], "sizes": sizes})
 
 
@@ -200,18 +251,31 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def resume(recovery: RecoveryStep, spec: RecoverySpec) -> list[dict[str, Any]]:
-    """Load the checkpoint that Ray knows (or the driver found) and return the loss curve up to it."""
+def resume(
+    recovery: RecoveryStep, spec: RecoverySpec, broken: History | None = None
+) -> tuple[list[dict[str, Any]], History]:
+    """Load the checkpoint that Ray knows (or the driver found): the loss curve and the history up to it.
+
+    After a rollback it is this run's own last checkpoint, at the rates that the rollback left.
+    """
+    if broken is not None:
+        folder = Path(spec.work) / STORAGE / checkpoint_name(broken.saved)
+        rows, history = _restore(recovery, folder) if broken.saved else ([], History())
+        history.rollbacks = broken.rollbacks
+        recovery.rate_scale = history.rate_scale
+        return rows, history
     checkpoint = train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
             return _restore(recovery, Path(directory))
-    return _restore(recovery, Path(spec.resume_from)) if spec.resume_from else []
+    return _restore(recovery, Path(spec.resume_from)) if spec.resume_from else ([], History())
 
 
-def _restore(recovery: RecoveryStep, folder: Path) -> list[dict[str, Any]]:
+def _restore(recovery: RecoveryStep, folder: Path) -> tuple[list[dict[str, Any]], History]:
     recovery.load_state_dict(load_state(folder))
-    return read_rows(folder / LOSSES)
+    history = History(**read_json(folder / HISTORY))
+    recovery.rate_scale = history.rate_scale
+    return read_rows(folder / LOSSES), history
 
 
 def _sign_in(work: Path, rank: int) -> None:

@@ -26,6 +26,7 @@ from tasks.recovery_worker import (
 )
 from vdmini_core.artifacts import read_json, tree_digests, write_json
 from vdmini_core.data.clips import save_clips
+from vdmini_core.distillation.guards import History
 from vdmini_core.models.registry import family_of, fingerprint, load_pipeline, load_settings, save_pipeline
 from vdmini_core.params import PlanParams
 from vdmini_core.pruning.recipes import make_plan
@@ -182,7 +183,8 @@ def test_divergence_ends_the_run_once_with_advice(project: Path, tmp_path: Path)
 def test_a_torn_checkpoint_does_not_count(tmp_path: Path) -> None:
     for step in (3, 6):
         (tmp_path / f"checkpoint-{step:08d}").mkdir()
-        save_checkpoint({"step": step, "x": torch.zeros(9)}, [], tmp_path / f"checkpoint-{step:08d}")
+        state = {"step": step, "x": torch.zeros(9)}
+        save_checkpoint(state, [], tmp_path / f"checkpoint-{step:08d}", History(saved=step))
     newest = tmp_path / "checkpoint-00000006"
     assert newest_checkpoint(tmp_path) == newest
     (newest / "state.pt").write_bytes(b"torn")
