@@ -1,4 +1,4 @@
-"""A recovery that survives and shows itself: rollback, its resume, students kept and chosen. One worker, no Ray."""
+"""A recovery that survives and shows itself: rollbacks and their resume, students kept and chosen. No Ray."""
 
 from __future__ import annotations
 
