@@ -162,6 +162,7 @@ def start_stage(root: Path, address: str, told: Path) -> subprocess.Popen[bytes]
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
         "RAY_ADDRESS": address,
         "MLFLOW_TRACKING_URI": f"sqlite:///{root.parent / 'mlflow.db'}",  # one for all: making it takes long
+        "DVC_STAGE": "distill",  # as `dvc repro` calls it: no repository is needed
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "flows.cli", "distill", "--json"]
