@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.recovery_watch import HISTORY, INPUTS, SAMPLES, STARTS, student_folder
 from tasks.stage import StageJob
 from vdmini_core.artifacts import read_json, write_json
-from vdmini_core.distillation.guards import History
+from vdmini_core.distillation.guards import History, film_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,6 +61,8 @@ class LiveView:
         for count, event in enumerate(history.rollbacks[known:], known + 1):
             monitor.metrics({"rollbacks": count, "rate_scale": event["rate_scale"]}, event["step"])
             last = min(last, event["back_to"])
+            later = film_name(event["back_to"] + 1, 0)  # what was shown since is shown anew
+            self._shown = {name for name in self._shown if name < later}
         self._history = history
         return last
 
@@ -97,7 +99,7 @@ def load_kept(job: StageJob, history: History, denoiser: nn.Module) -> int:
 def write_evidence(job: StageJob, history: History, denoiser: nn.Module, step: int) -> None:
     """Videos, validations and rollbacks into the stage's outputs; the kept student is always shown."""
     from tasks.models import device_of, load_teacher
-    from vdmini_core.distillation.validation import Examiner, film_name
+    from vdmini_core.distillation.validation import Examiner
     from vdmini_core.profiling.sensitivity import ProfileInputs
 
     if history.told():

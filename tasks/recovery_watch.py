@@ -180,7 +180,8 @@ class Watch:
     def _clip_flops(self) -> int:
         recovery = self.recovery
         models = (recovery.student, recovery.teacher)
-        return step_flops(*models, tuple(recovery.points), self.settings, recovery.params)
+        taught = bool(recovery.points or recovery.pairs or recovery.task_weights["teacher"])
+        return step_flops(*models, tuple(recovery.points), self.settings, taught=taught)
 
 
 def export_student(weights: dict[str, Tensor], source: Path, folder: Path) -> None:

@@ -80,3 +80,8 @@ class History:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
         return asdict(self)
+
+
+def film_name(step: int, index: int) -> str:
+    """File name of the sample of one clip at one step; names sort as the steps do."""
+    return f"step-{step:08d}-{index:02d}.mp4"

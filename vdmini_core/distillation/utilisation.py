@@ -8,7 +8,6 @@ from torch import nn
 
 from vdmini_core.models.base import SamplingSettings
 from vdmini_core.models.flops import denoiser_flops
-from vdmini_core.params import DistillParams
 
 # Dense 10^12 operations a second as their makers state them: bf16 with sums in fp32, and fp32 without TF32.
 PEAK_TERAFLOPS = {
@@ -39,7 +38,8 @@ def step_flops(
     teacher: nn.Module,
     points: tuple[str, ...],
     settings: SamplingSettings,
-    params: DistillParams,
+    *,
+    taught: bool = True,
 ) -> int:
     """Operations one clip needs in one step, by the models: two per multiply-add, heads left out as small.
 
@@ -49,9 +49,10 @@ def step_flops(
 
     Args:
         points: of the encoder (`encoder_points`), empty without L_MCA.
+        taught: some term reads the teacher's prediction.
     """
     whole: dict[str, Any] = denoiser_flops(teacher, settings)
     total = 3 * denoiser_flops(student, settings)[""]
-    if points or params.lambda_icd or params.task_loss != "reconstruction":
+    if taught:
         total += whole[""]
     return int(total + 3 * sum(whole.get(path, 0) for path in points))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vdmini_core.data.video import write_mp4
+from vdmini_core.distillation.guards import film_name
 from vdmini_core.metrics.showcase import side_by_side
 from vdmini_core.models.base import Family
 from vdmini_core.profiling.sensitivity import COLUMNS, ProfileInputs, damage, sample_all
@@ -56,7 +57,7 @@ class Examiner:
         return damage(latents, clips, rows, self._extractors)
 
     def write_films(self, student: nn.Module, count: int, folder: Path, step: int) -> list[Path]:
-        """Write `step-NNNNNNNN-<clip>.mp4`, teacher and student side by side, each whole or not at all."""
+        """Write `film_name(step, clip)`, teacher and student side by side, each whole or not at all."""
         _, clips = self.sample(student, count)
         folder.mkdir(parents=True, exist_ok=True)
         written = []
@@ -73,8 +74,3 @@ class Examiner:
         from vdmini_core.metrics import load_extractor
 
         return {name: load_extractor(name, device=self.device) for name in COLUMNS}
-
-
-def film_name(step: int, index: int) -> str:
-    """File name of the sample of one clip at one step."""
-    return f"step-{step:08d}-{index:02d}.mp4"
