@@ -78,7 +78,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_pipeline(pipeline, teacher / "pipeline", settings)
     shape = (6, settings.frames, settings.height, settings.width, 3)
     clips = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    save_clips(prepare, "train", clips, shape)
+    for split in ("train", "validation"):
+        save_clips(prepare, split, clips, shape)
     family: Any = family_of(pipeline)
     units = family.units(pipeline.unet, settings)
     plan = make_plan(PlanParams(recipe="paper"), family, pipeline.unet, units, None, settings, 0)

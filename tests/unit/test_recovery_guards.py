@@ -64,7 +64,9 @@ def recover(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.setattr(worker, "load_pipeline", lambda folder: copy.deepcopy(loaded[folder.name]))
     plain = RecoveryBatches.batch
 
-    def run(name: str, broken: tuple[int, ...] = (), kill_at: int = 0, **changes: Any) -> Path:
+    def run(
+        name: str, broken: tuple[int, ...] = (), kill_at: int = 0, student: str = "student", **changes: Any
+    ) -> Path:
         work = tmp_path / name
         if not work.exists():
             shutil.copytree(source / "work", work)
@@ -92,7 +94,7 @@ def recover(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
         found = worker.newest_checkpoint(work / STORAGE)
         spec = worker.RecoverySpec(
             teacher=str(source / "teacher"),
-            student=str(source / "student"),
+            student=str(source / student),
             latents=str(work / "latents"),
             work=str(work),
             feature_pairs=[["down_blocks.0", "down_blocks.0"]],
@@ -193,12 +195,11 @@ def test_a_rollback_slows_the_heads_too() -> None:
 
 
 def test_the_best_student_survives_a_kill_and_others_go(recover: Callable[..., Path]) -> None:
-    """At absurd rates the student gets worse and worse: the first measured is the best."""
-    options = {"steps": 4, "validate_every": 1}
-    options |= {"select": "best", "select_by": "paired_mse", "learning_rate": 0.3}
+    """The teacher itself learns other clips and leaves where it was: the first measured is the best."""
+    options = {"validate_every": 1, "select": "best", "select_by": "paired_mse", "learning_rate": 1e-2}
     with pytest.raises(Killed):
-        recover("best", kill_at=4, **options)
-    work = recover("best", **options)
+        recover("best", kill_at=4, student="teacher", **options)
+    work = recover("best", student="teacher", **options)
     history, params = end_of(work)[2], DistillParams.model_validate(options)
     errors = [row["paired_mse"] for row in history.validations]
     assert len(errors) == 4 and min(errors) == errors[0]
@@ -209,7 +210,7 @@ def test_the_best_student_survives_a_kill_and_others_go(recover: Callable[..., P
     state = worker.load_state(work / STORAGE / checkpoint_name(4))
     assert same(exported, {**state["student"], **state["ema"]["tensors"]})
     assert type(load_pipeline(student_folder(work, 1))).__name__ == "StableVideoDiffusionPipeline"
-    undisturbed = end_of(recover("undisturbed", **options))
+    undisturbed = end_of(recover("undisturbed", student="teacher", **options))
     assert undisturbed[2] == history and same(undisturbed[0], end_of(work)[0])
 
 
