@@ -25,8 +25,8 @@ from vdmini_core.errors import TrainingError
 
 if TYPE_CHECKING:
     from tasks.recovery_worker import RecoverySpec
+    from vdmini_core.distillation.guards import History
 
-RUN = "recovery"
 POLL_S = 0.5
 KEPT_CHECKPOINTS = 2
 TAIL = 0.1  # share of the last steps over which the final terms are averaged
@@ -45,6 +45,8 @@ def run(job: StageJob) -> StageOutcome:
     Raises:
         TrainingError: when the loss is not finite or diverges, or the workers fail too often.
     """
+    from tasks.recovery_view import kept_metrics, read_history
+    from tasks.recovery_watch import STORAGE
     from tasks.recovery_worker import end_leftovers, newest_checkpoint, read_rows
     from vdmini_core.distillation.optim import adamw8bit
 
@@ -52,7 +54,7 @@ def run(job: StageJob) -> StageOutcome:
         adamw8bit()  # what is not installed is said before anything is started
     end_leftovers(job.work)
     spec = make_spec(job)
-    storage = job.work.resolve() / "ray" / RUN
+    storage = job.work.resolve() / STORAGE
     found = newest_checkpoint(storage)
     resumed = _step_of(found)
     started = time.perf_counter()
@@ -66,20 +68,24 @@ def run(job: StageJob) -> StageOutcome:
         raise TrainingError("the recovery ended without its last checkpoint", found=str(storage))
     seconds = time.perf_counter() - started
     rows = read_rows(found / "losses.jsonl")
-    decoder = export(job, found, rows)
+    history = read_history(found)
+    decoder = export(job, found, rows, history)
     timing = timing_of(job, seconds, job.params.distill.steps - resumed)
-    return outcome(job, rows, timing, decoder)
+    kept = kept_metrics(history, history.kept(job.params.distill))
+    return outcome(job, rows, timing, {**kept, **decoder})
 
 
 def make_spec(job: StageJob) -> RecoverySpec:
     """Encode the training clips where that is to be done, and say what the workers need."""
     from tasks.encoding import encode_inputs
+    from tasks.recovery_view import prepare_held_out
     from tasks.recovery_worker import RecoverySpec
     from vdmini_core.models.registry import load_settings
     from vdmini_core.pruning.plan import Plan
 
     teacher, student = job.artifact("teacher") / "pipeline", job.artifact("prune") / "student"
     settings = load_settings(teacher)
+    prepare_held_out(job)
     return RecoverySpec(
         teacher=str(teacher.resolve()),
         student=str(student.resolve()),
@@ -91,19 +97,24 @@ def make_spec(job: StageJob) -> RecoverySpec:
         params=job.params.distill.model_dump(mode="json"),
         seed=job.params.base.seed,
         threads=job.worker_threads(job.params.distill.workers),
+        sampling_batch=job.params.sampling.batch_size,
     )
 
 
 def fit(job: StageJob, spec: RecoverySpec, storage: Path, found: Path | None) -> None:
     """Train on Ray while this thread, which owns the run pages, forwards the losses."""
     from tasks.ray_runtime import ray_session
+    from tasks.recovery_view import note_restarts
+    from tasks.recovery_watch import STARTS
 
     spec = replace(spec, resume_from=str(found) if found else None)
     _mend_snapshot(storage)
     (job.work / "failed.json").unlink(missing_ok=True)
+    (job.work / STARTS).unlink(missing_ok=True)
     with ray_session(num_cpus=job.params.distill.workers):
         trainer = make_trainer(job, spec, storage)
         _watch(job, trainer.fit)
+    note_restarts(job)
     if (job.work / "failed.json").exists():
         raise TrainingError(**read_json(job.work / "failed.json"))
 
@@ -124,6 +135,7 @@ def make_trainer(job: StageJob, spec: RecoverySpec, storage: Path) -> Any:
             expected=f"a GPU for each of {params.workers} workers",
             fix="set distill.workers to the number of GPUs, or distill.parallel to ddp",
         )
+    spec = replace(spec, gpus=share * params.workers)
     trainer: Any = TorchTrainer  # typed for V1's configs, which V2 refuses
     return trainer(
         train_worker,
@@ -211,14 +223,17 @@ def _progress(job: StageJob) -> Iterator[Callable[[], None]]:
     """A bar with rate and time left, and a function that forwards the rows that are new."""
     from tqdm.auto import tqdm
 
+    from tasks.recovery_view import LiveView
     from tasks.recovery_worker import read_rows
 
     last, total, bar = 0, job.params.distill.steps, None
     (job.work / "losses.jsonl").unlink(missing_ok=True)
+    view = LiveView(job)
     tqdm.write(f"distill: starting {job.params.distill.workers} Ray workers", file=sys.stderr)
 
     def forward() -> None:
         nonlocal last, bar
+        last = view.forward(last)
         # rows up to `last` were seen before a worker was lost; the same numbers come again
         new = [row for row in read_rows(job.work / "losses.jsonl") if row["step"] > last]
         if not new:
@@ -226,7 +241,9 @@ def _progress(job: StageJob) -> Iterator[Callable[[], None]]:
         if bar is None:  # only now, so that the rate leaves out Ray's start
             bar = tqdm(total=total, initial=new[-1]["step"], desc="distill", unit="step", mininterval=0.5)
         for row in new:
-            job.monitor.metrics({f"loss/{k}": v for k, v in row.items() if k != "step"}, row["step"])
+            live = row.pop("live", {})
+            losses = {f"loss/{k}": v for k, v in row.items() if k != "step"}
+            job.monitor.metrics({**losses, **live}, row["step"])
         last = new[-1]["step"]
         bar.set_postfix(total=f"{new[-1]['total']:.4g}", task=f"{new[-1]['task']:.4g}", refresh=False)
         bar.update(last - bar.n)
@@ -258,14 +275,15 @@ def _ray_settings() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def export(job: StageJob, checkpoint: Path, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Write the recovered student (averaged weights), its plan and the loss curve.
+def export(job: StageJob, checkpoint: Path, rows: list[dict[str, Any]], history: History) -> dict[str, float]:
+    """Write the recovered student (averaged weights), its plan, the loss curve and what else was seen.
 
     Returns:
         Metrics of the VAE decoder's recovery, which comes first where the decoder was cut.
     """
     from tasks.decoder_recovery import recover_vae_decoder
     from tasks.recovery_shards import recovered_weights
+    from tasks.recovery_view import load_kept, write_evidence
     from vdmini_core.models.registry import family_of, load_pipeline, load_settings, save_pipeline
     from vdmini_core.report.charts import loss_chart
 
@@ -273,6 +291,7 @@ def export(job: StageJob, checkpoint: Path, rows: list[dict[str, Any]]) -> dict[
     pipeline = load_pipeline(source)
     denoiser = getattr(pipeline, family_of(pipeline).denoiser_name)
     denoiser.load_state_dict(recovered_weights(checkpoint, denoiser))
+    write_evidence(job, history, denoiser, load_kept(job, history, denoiser))
     decoder = recover_vae_decoder(job, pipeline)
     save_pipeline(pipeline, target, load_settings(source, pipeline))
     shutil.copyfile(source / "plan.json", target / "plan.json")

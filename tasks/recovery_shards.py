@@ -10,14 +10,18 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tasks.recovery_watch import checkpoint_name
 from tasks.recovery_worker import load_state, save_checkpoint
+from vdmini_core.distillation.guards import History
 from vdmini_core.distillation.recovery_step import RecoveryStep
 from vdmini_core.distillation.sharded_state import averaged_weights, load_sharded, save_sharded
 
 SHARDS = "shards"
 
 
-def report_sharded(recovery: RecoveryStep, rows: list[dict[str, Any]], work: Path, rank: int) -> None:
+def report_sharded(
+    recovery: RecoveryStep, rows: list[dict[str, Any]], work: Path, rank: int, history: History
+) -> None:
     """Hand Ray this worker's parts; a barrier, so all call it equally often.
 
     The list of sizes that makes a checkpoint complete names the files of all workers: a folder that lacks
@@ -32,9 +36,10 @@ def report_sharded(recovery: RecoveryStep, rows: list[dict[str, Any]], work: Pat
         everyone: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyone, sizes)
         if rank == 0:
-            save_checkpoint(rest, rows, folder, {name: n for each in everyone for name, n in each.items()})
+            parts = {name: count for each in everyone for name, count in each.items()}
+            save_checkpoint(rest, rows, folder, history, parts)
         checkpoint = train.Checkpoint.from_directory(folder)
-        name = f"checkpoint-{recovery.step_count:08d}"
+        name = checkpoint_name(recovery.step_count)
         train.report(rows[-1], checkpoint=checkpoint, checkpoint_dir_name=name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

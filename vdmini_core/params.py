@@ -246,6 +246,24 @@ class DistillParams(Section):
     checkpoint_every: int = Field(16, ge=1, description="steps between checkpoints")
     max_failures: int = Field(3, ge=0, description="worker failures survived per run")
     conditioning_dropout: float = Field(0.0, ge=0, lt=1)
+    rollbacks: int = Field(
+        2, ge=0, description="times a run that breaks goes back to its last checkpoint with smaller rates"
+    )
+    rollback_rate_scale: float = Field(0.5, gt=0, lt=1, description="learning rates are multiplied by it")
+    sample_every: int = Field(
+        0, ge=0, description="steps between videos of the averaged student; 0: at the end alone"
+    )
+    sample_clips: int = Field(2, ge=0, description="validation clips shown beside the teacher's")
+    validate_every: int = Field(
+        0,
+        ge=0,
+        description="steps between measurements of the averaged student against the teacher; 0: never",
+    )
+    validate_clips: int = Field(16, ge=4, description="validation clips measured")
+    select: Literal["last", "best"] = Field("last", description="the averaged student that is kept")
+    select_by: Literal["fvd", "paired_mse"] = Field(
+        "fvd", description="best is smallest: the Fréchet distance, or the error of latents, clip by clip"
+    )
     decoder: DecoderRecoveryParams = DecoderRecoveryParams()
 
     @model_validator(mode="after")
@@ -269,6 +287,12 @@ class DistillParams(Section):
             raise ValueError("adamw8bit keeps its state in blocks that fsdp2 cannot take apart: use adamw")
         if self.lambda_task == self.lambda_icd == self.lambda_mca == 0:
             raise ValueError("lambda_task, lambda_icd and lambda_mca are all 0: nothing would be learned")
+        return self
+
+    @model_validator(mode="after")
+    def _best_of_something(self) -> DistillParams:
+        if self.select == "best" and not self.validate_every:
+            raise ValueError("select: best needs validate_every, the steps between measurements")
         return self
 
 

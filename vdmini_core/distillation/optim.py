@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vdmini_core.distillation.sharding import part
+from vdmini_core.distillation.sharding import part, whole
 from vdmini_core.errors import TrainingError
 from vdmini_core.params import DistillParams
 
@@ -132,3 +132,14 @@ def gradients(module: nn.Module) -> Iterator[Tensor]:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             yield parameter.grad
+
+
+def part_norms(student: nn.Module, heads: nn.Module) -> dict[str, float]:
+    """Norms of the present gradients of spatial and temporal layers and of the heads, where there are any."""
+    parts: dict[str, list[Tensor]] = {"spatial": [], "temporal": [], "heads": []}
+    for name, parameter in student.named_parameters():
+        if parameter.grad is not None:
+            parts["temporal" if is_temporal(name) else "spatial"].append(parameter.grad)
+    parts["heads"] = [p.grad for p in heads.parameters() if p.grad is not None]
+    norms = {name: whole(nn.utils.get_total_norm(grads)).float() for name, grads in parts.items() if grads}
+    return dict(zip(norms, torch.stack([*norms.values()]).tolist(), strict=True)) if norms else {}

@@ -42,6 +42,7 @@ from vdmini_core.distillation.optim import (
     MovingAverage,
     gradients,
     head_optimizer,
+    part_norms,
     rate_at,
     set_rate,
     student_optimizer,
@@ -115,6 +116,8 @@ class RecoveryStep:
             shard_student(student, mesh, params.precision)
             shard_teacher(teacher, mesh, params.precision, self.points)
         self.step_count, self.first_task = 0, math.nan
+        self.rate_scale = 1.0  # share of all learning rates, lowered after a rollback
+        self.part_norms: dict[str, float] = {}  # of the last step's gradients, before clipping
         self.ema = MovingAverage(student, params.ema_decay)
         self.optimizer = student_optimizer(student, params)
         self.heads = DiscriminatorHeads(self._channels(example), seed).to(example.clean_BFChw.device)
@@ -137,7 +140,7 @@ class RecoveryStep:
             TrainingError: when a term or the gradient is not finite, or the task loss has exploded; nothing
                 has been changed by this step then.
         """
-        rate = rate_at(self.step_count, self.params)
+        rate = rate_at(self.step_count, self.params) * self.rate_scale
         self.optimizer.zero_grad(set_to_none=True)
         if self.head_optimizer is not None:
             self.head_optimizer.zero_grad(set_to_none=True)
@@ -147,6 +150,7 @@ class RecoveryStep:
         set_rate(self.optimizer, self.params.learning_rate * rate)
         self.optimizer.step()
         if self.head_optimizer is not None:
+            set_rate(self.head_optimizer, self.params.head_learning_rate * self.rate_scale)
             self.head_optimizer.step()
         self.ema.update(self.student)
         self.step_count += 1
@@ -261,6 +265,7 @@ class RecoveryStep:
         if self.average is not None:
             # FSDP2 has averaged the student's gradients over the workers when it took them apart
             self.average([*(() if self.sharded else student_grads), *head_grads, named])
+        self.part_norms = part_norms(self.student, self.heads)
         norm = clip_gradients(self.student.parameters(), self.params.max_grad_norm)
         head_norm = torch.nn.utils.clip_grad_norm_(self.heads.parameters(), self.params.max_grad_norm)
         numbers = torch.cat(
