@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from tasks import vbench
+from tasks.prune import verify_reload
 from tasks.serving_model import VideoStudent
 from tasks.stage import QuietMonitor, StageJob
 from tasks.teacher import run as make_teacher
@@ -21,8 +24,15 @@ from vdmini_core.data.clips import SPLITS
 from vdmini_core.data.prompts import Caption, save_captions
 from vdmini_core.data.video import read_video
 from vdmini_core.errors import DataError, ModelError
-from vdmini_core.models.registry import family_of, load_pipeline, load_settings
+from vdmini_core.models.registry import (
+    default_settings,
+    family_of,
+    load_pipeline,
+    load_settings,
+    save_pipeline,
+)
 from vdmini_core.params import parse_params
+from vdmini_core.teacher.text_architecture import build_text_pipeline
 from vdmini_core.teacher.tokens import caption_tokenizer, learn_merges
 
 TEXT = (
@@ -71,6 +81,20 @@ def test_the_same_seed_gives_the_same_bytes(teacher: Path, tmp_path: Path) -> No
     again = teacher_job(tmp_path)
     make_teacher(again)
     assert tree_digests(again.out / "pipeline") == tree_digests(teacher)
+
+
+def test_a_student_without_guidance_embeddings_is_checked_after_surgery(tmp_path: Path) -> None:
+    pipeline = build_text_pipeline(1, "videocrafter2")
+    settings = default_settings(dict(pipeline.unet.config), dict(pipeline.vae.config))
+    settings = replace(settings, frames=2, height=32, width=32)
+    save_pipeline(pipeline, tmp_path, settings)
+    assert settings.rescaled_schedule and load_settings(tmp_path, pipeline) == settings
+    pipeline = load_pipeline(tmp_path)
+    verify_reload(pipeline.unet, pipeline.vae, tmp_path, "unet", settings)
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_out.bias += 1e-3
+    with pytest.raises(ModelError, match="changed when it was written"):
+        verify_reload(pipeline.unet, pipeline.vae, tmp_path, "unet", settings)
 
 
 def test_a_teacher_that_reads_refuses_videos_without_captions(tmp_path: Path) -> None:
