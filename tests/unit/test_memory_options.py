@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vdmini_core.distillation.checkpointing import checkpoint_activations
 from vdmini_core.distillation.losses import feature_matching_loss, r1_penalty
-from vdmini_core.distillation.optim import adamw8bit, is_temporal, student_optimizer
+from vdmini_core.distillation.optim import adamw8bit, is_temporal, set_rate, student_optimizer
 from vdmini_core.distillation.recovery_step import TERMS, RecoveryStep
 from vdmini_core.errors import TrainingError
 from vdmini_core.params import DistillParams
@@ -172,3 +172,11 @@ def test_modelscopes_temporal_layers_are_known() -> None:
     spatial = {part for name in names if name not in temporal for part in name.split(".")}
     assert {"resnets", "attentions", "conv_in", "time_embedding"} <= spatial
     assert not spatial & {"transformer_in", "temp_convs", "temp_attentions"}
+
+
+def test_a_rate_in_a_tensor_is_changed_in_place() -> None:
+    """torchao's optimisers compile with it and refuse another object."""
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=torch.tensor(0.5), foreach=False)
+    held = optimizer.param_groups[0]["lr"]
+    set_rate(optimizer, 0.25)
+    assert optimizer.param_groups[0]["lr"] is held and held.item() == 0.25

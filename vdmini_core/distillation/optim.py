@@ -97,7 +97,11 @@ def rate_at(step: int, params: DistillParams) -> float:
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of every group to `rate` times the group's own scale."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("scale", 1.0)
+        scaled = rate * group.get("scale", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(scaled)  # torchao keeps the rate in a tensor and refuses another one
+        else:
+            group["lr"] = scaled
 
 
 class MovingAverage:

@@ -7,6 +7,7 @@ in the file's header, so that another number of workers can read it. What is sma
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,9 @@ def averaged_weights(folder: Path, student: nn.Module) -> dict[str, Tensor]:
     weights = {name: torch.empty_like(tensor, device="cpu") for name, tensor in student.state_dict().items()}
     names = {name for name, _ in student.named_parameters()}
     wanted = {(EMA if name in names else STUDENT) + name: tensor for name, tensor in weights.items()}
-    dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as was asked for
+        dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     return weights
 
 
