@@ -43,11 +43,14 @@ def run(job: StageJob) -> StageOutcome:
     """Recover the student of `prune` with the ICMD loss; resumes where a killed run stopped.
 
     Raises:
-        TrainingError: when the loss is not finite or diverges, or the workers fail too often.
+        TrainingError: when it cannot fit into memory, the loss is not finite or diverges, or the workers
+            fail too often.
     """
+    from tasks.recovery_cost import check_memory
     from tasks.recovery_worker import end_leftovers, newest_checkpoint, read_rows
 
     end_leftovers(job.work)
+    check_memory(job)
     spec = make_spec(job)
     storage = job.work.resolve() / "ray" / RUN
     found = newest_checkpoint(storage)

@@ -108,7 +108,9 @@ class Ledger(TorchDispatchMode):
             output = func(*args, **kwargs)
             leaves = output if isinstance(output, tuple) else (output,)
             if all(leaf is None or (isinstance(leaf, Tensor) and leaf.is_meta) for leaf in leaves):
-                shapes = [leaf if leaf is None else (leaf.shape, leaf.stride(), leaf.dtype) for leaf in leaves]
+                shapes = [
+                    leaf if leaf is None else (leaf.shape, leaf.stride(), leaf.dtype) for leaf in leaves
+                ]
                 self.known[key] = (isinstance(output, tuple), shapes)
             return output
         several, shapes = made
