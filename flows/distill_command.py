@@ -145,7 +145,8 @@ def _show(found: Any, case: Any, note: str) -> None:
     print_rows([time], f"{found.device.name}: {found.device.source}", console)
     lines = [
         settings_text(case.settings, case.plan),
-        f"{found.choices.batch} clips a step, {found.choices.workers} workers, {found.choices.clips} at a time each",
+        f"{found.choices.batch} clips a step, {found.choices.workers} workers, "
+        f"{found.choices.clips} at a time each",
         f"the peak falls into: {found.footprint.phase}",
         note,
     ]

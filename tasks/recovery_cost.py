@@ -93,7 +93,7 @@ def make_case(
 
 
 def changed_params(root: Path, assignments: Sequence[str], profile: str | None = None) -> Params:
-    """The project's parameters with `--set` and `--profile`, nothing written; typed defaults outside a project.
+    """The project's parameters with `--set` and `--profile`, nothing written; outside one the defaults.
 
     Raises:
         ParamsError: for what cannot be assigned.
@@ -172,6 +172,6 @@ def rows_of(found: Estimate) -> list[dict[str, Any]]:
 def settings_text(settings: SamplingSettings, plan: Plan) -> str:
     """One line on what is judged."""
     return (
-        f"{plan.family}, {plan.recipe}: {plan.params_ratio:.1%} of the parameters, {plan.flops_ratio:.1%} of the "
-        f"FLOPs; clips of {settings.frames} x {settings.height} x {settings.width}"
+        f"{plan.family}, {plan.recipe}: {plan.params_ratio:.1%} of the parameters, {plan.flops_ratio:.1%} "
+        f"of the FLOPs; clips of {settings.frames} x {settings.height} x {settings.width}"
     )

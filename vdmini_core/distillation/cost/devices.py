@@ -1,4 +1,4 @@
-"""How fast a device computes and how much memory a worker has there: known, given, or measured on the spot."""
+"""How fast a device computes and how much memory a worker has there: known, given, or measured here."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from vdmini_core.models.base import SamplingSettings
 from vdmini_core.models.flops import denoiser_flops, unet_inputs
 
 GIB = 2**30
-# Share of the dense bf16 peak that Stable Video Diffusion's U-Net reaches, eager, at full size: 0.21 forward on
-# an H100 (benchmarks/results/gpu_latency-2026-11-26.json).
+# Share of the dense bf16 peak that Stable Video Diffusion's U-Net reaches, eager, at full size: 0.21 forward
+# on an H100 (benchmarks/results/gpu_latency-2026-11-26.json).
 UTILISATION = 0.2
 MEASURED_FLOPS = 5e11  # the most that is computed to measure a speed: some seconds of a CPU core
 MEASURED_BYTES = 4 * GIB

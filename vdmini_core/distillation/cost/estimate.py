@@ -1,4 +1,4 @@
-"""The bill of a recovery: does it fit, how long does it take, what does it cost, and what would make it fit."""
+"""The bill of a recovery: does it fit, how long does it take, what does it cost, what would make it fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.params import DistillParams
 from vdmini_core.pruning.plan import Plan
 
-# A worker before its models: Python, PyTorch, diffusers, Ray on a CPU; context and library workspaces on a GPU.
+# A worker before its models: Python, PyTorch, diffusers, Ray on a CPU; context and workspaces on a GPU.
 PROCESS_BYTES = {"cpu": int(0.6 * GIB), "cuda": int(0.8 * GIB)}
 OPTIMISER_TRAFFIC = 44  # bytes moved per learned float32 parameter: clip, AdamW (p, m, v), EMA
 
@@ -213,10 +213,11 @@ def refuse_unless_fits(case: Case, found: Estimate, per_device: int = 1) -> None
         return
     ways = ways_to_fit(case, found.device, per_device)
     listed = "; or ".join(f"{text} ({need / GIB:.1f} GiB)" for text, need in ways)
+    activations = found.footprint.parts["activations"]
     raise TrainingError(
         "the recovery does not fit into the memory of a worker",
         expected=f"at most {found.there / GIB:.1f} GiB ({found.device.name}, {per_device} worker"
         f"{'s' if per_device > 1 else ''} to each)",
-        found=f"{found.need / GIB:.1f} GiB, {found.footprint.parts['activations'] / GIB:.1f} of them activations",
+        found=f"{found.need / GIB:.1f} GiB, {activations / GIB:.1f} of it activations",
         fix=listed or "no option makes it fit: cut more, use smaller clips or a larger device",
     )

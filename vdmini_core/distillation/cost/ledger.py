@@ -8,6 +8,7 @@ and what allocators keep. On tensors with memory the same ledger counts a real r
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -87,9 +88,10 @@ class Ledger(TorchDispatchMode):
         count = _flops(func, args, given, output)
         if count:
             self.flops[self._phase] = self.flops.get(self._phase, 0) + count
-        for leaf in (output,) if isinstance(output, Tensor) else tree_leaves(output):
-            if isinstance(leaf, Tensor):
-                self._book(leaf)
+        if not _aliases(func):  # a view of a weight is no new memory
+            for leaf in (output,) if isinstance(output, Tensor) else tree_leaves(output):
+                if isinstance(leaf, Tensor):
+                    self._book(leaf, args)
         return output
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -107,7 +109,7 @@ class Ledger(TorchDispatchMode):
         if made is None:
             output = func(*args, **kwargs)
             leaves = output if isinstance(output, tuple) else (output,)
-            if all(leaf is None or (isinstance(leaf, Tensor) and leaf.is_meta) for leaf in leaves):
+            if all(leaf is None or _is_new(leaf, args) for leaf in leaves):
                 shapes = [
                     leaf if leaf is None else (leaf.shape, leaf.stride(), leaf.dtype) for leaf in leaves
                 ]
@@ -119,10 +121,10 @@ class Ledger(TorchDispatchMode):
         )
         return again if several else again[0]
 
-    def _book(self, tensor: Tensor) -> None:
+    def _book(self, tensor: Tensor, args: tuple[Any, ...]) -> None:
         storage = tensor.untyped_storage()
         key, size = id(storage), storage.nbytes()
-        if key in self._books or not size:
+        if key in self._books or not size or key in _storages(args):
             return
         self._books[key] = (size, ACTIVATIONS)
         self.live[ACTIVATIONS] += size
@@ -153,15 +155,25 @@ def _signature(value: Any) -> Any:
     return (type(value), value)  # 1, 1.0 and True are equal, and mean different things
 
 
-_PURE: dict[Any, bool] = {}
+def _storages(args: tuple[Any, ...]) -> set[int]:
+    return {id(value.untyped_storage()) for value in args if isinstance(value, Tensor)}
 
 
+def _is_new(leaf: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a result lies on meta, in memory of its own (`_unsafe_view` does not, and does not say so)."""
+    return isinstance(leaf, Tensor) and leaf.is_meta and id(leaf.untyped_storage()) not in _storages(args)
+
+
+@functools.cache
+def _aliases(func: Any) -> bool:
+    """Whether an operator returns what it was given: a view, or a tensor it wrote into."""
+    return any(result.alias_info for result in func._schema.returns)
+
+
+@functools.cache
 def _pure(func: Any) -> bool:
     """Whether an operator makes new tensors alone: neither views nor writes."""
-    if func not in _PURE:
-        schema = func._schema
-        _PURE[func] = not schema.is_mutable and not any(r.alias_info for r in schema.returns)
-    return _PURE[func]
+    return not func._schema.is_mutable and not _aliases(func)
 
 
 def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:

@@ -81,7 +81,7 @@ class Footprint:
     """What one worker holds at the highest moment of a step, in bytes, and the step's operations.
 
     Attributes:
-        parts: what fills the memory: parameters, optimiser, gradients, activations ...; they add up to the peak.
+        parts: what fills the memory: parameters, optimiser, activations ...; they add up to the peak.
         phase: of the step in which the peak falls.
         highest: bytes of activations and gradients at the highest moment of every phase.
         flops: operations of one worker's step by phase, two per multiply-add.
