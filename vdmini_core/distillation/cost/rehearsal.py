@@ -163,7 +163,8 @@ def _run(
     """What `RecoveryStep.step` does up to the optimiser, which works in place."""
     if choices.accumulation > 1:  # the part that counts is one that finds gradients there already
         with ledger:
-            for parameter in (*step.student.parameters(), *step.heads.parameters()):
+            heads = step.heads.parameters() if step.head_optimizer is not None else ()
+            for parameter in (*step.student.parameters(), *heads):
                 parameter.grad = torch.zeros_like(parameter)
                 ledger.reclassify(parameter.grad, GRADIENTS)
     with ledger:

@@ -58,7 +58,7 @@ class DeviceRules(TorchFunctionMode):
         elif self.bf16 and self.kind == "cuda" and func in RAISED_ON_GPU:
             args = tuple(_raise(value) for value in args)
         if func is F.scaled_dot_product_attention and args[0].is_meta and given.get("attn_mask") is None:
-            return _flash(*args[:3], causal=bool(given.get("is_causal", False)))
+            return _flash(args[0], args[1], args[2], bool(given.get("is_causal", False)))
         return func(*args, **given)
 
     def _lower(self, value: Any) -> Any:
