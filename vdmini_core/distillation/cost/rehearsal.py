@@ -172,10 +172,10 @@ def _run(
             terms, heads_loss = step.losses(batch)
         again = DeviceRules(rules.kind, rules.bf16)  # checkpointed blocks run again in there
         with ledger.phase(BACKWARD), again:
-            total_loss(terms, step.weights()).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(total_loss(terms, step.weights()))  # the method would suspend the rules
         with ledger.phase(HEADS):
             if heads_loss is not None:
-                heads_loss.backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(heads_loss)
         with ledger.phase(REDUCE):
             if choices.workers > 1 and not choices.sharded:
                 flat = [p.grad for p in (*step.student.parameters(), *step.heads.parameters())]
