@@ -85,7 +85,9 @@ class Estimate:
         """JSON-able: `memory` (bytes of a worker), `flops` (a worker's step), `time`, `device`, `choices`."""
         hours = None if self.step_s is None else self.step_s * self.steps / 3600
         device_hours = None if hours is None else hours * self.devices
-        price = None if None in (device_hours, self.price_per_hour) else device_hours * self.price_per_hour  # type: ignore[operator]
+        price = None
+        if device_hours is not None and self.price_per_hour is not None:
+            price = device_hours * self.price_per_hour
         return {
             "what": "an estimate, not a measurement",
             "choices": asdict(self.choices) | {"clips_at_a_time": self.choices.clips},
