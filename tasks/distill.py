@@ -43,8 +43,10 @@ def run(job: StageJob) -> StageOutcome:
     """Recover the student of `prune` with the ICMD loss; resumes where a killed run stopped.
 
     Raises:
-        TrainingError: when the loss is not finite or diverges, or the workers fail too often.
+        TrainingError: when it cannot fit into memory, the loss is not finite or diverges, or the workers
+            fail too often.
     """
+    from tasks.recovery_cost import check_memory
     from tasks.recovery_view import kept_metrics, read_history
     from tasks.recovery_watch import STORAGE
     from tasks.recovery_worker import end_leftovers, newest_checkpoint, read_rows
@@ -53,6 +55,7 @@ def run(job: StageJob) -> StageOutcome:
     if job.params.distill.optimizer == "adamw8bit":
         adamw8bit()  # what is not installed is said before anything is started
     end_leftovers(job.work)
+    check_memory(job)
     spec = make_spec(job)
     storage = job.work.resolve() / STORAGE
     found = newest_checkpoint(storage)
