@@ -25,6 +25,7 @@ from vdmini_core.errors import TrainingError
 
 if TYPE_CHECKING:
     from tasks.recovery_worker import RecoverySpec
+    from vdmini_core.distillation.depth import Depth
 
 RUN = "recovery"
 POLL_S = 0.5
@@ -45,10 +46,36 @@ def run(job: StageJob) -> StageOutcome:
     Raises:
         TrainingError: when the loss is not finite or diverges, or the workers fail too often.
     """
+    from vdmini_core.distillation.depth import depth_for
+    from vdmini_core.pruning.plan import Plan
+
+    depth = depth_for(job.params.distill, Plan.load(job.artifact("prune") / "student" / "plan.json"))
+    if job.params.distill.depth == "auto":
+        job.monitor.note(f"distill.depth auto: {depth}")
+    return pass_on(job) if depth == "none" else recover(job, depth)
+
+
+def pass_on(job: StageJob) -> StageOutcome:
+    """Depth `none`: the pruned student as it is; a cut VAE decoder learns all the same."""
+    from tasks.decoder_recovery import recover_vae_decoder
+    from vdmini_core.models.registry import load_pipeline, load_settings, save_pipeline
+
+    source, target = job.artifact("prune") / "student", job.out / "student"
+    shutil.copytree(source, target)
+    pipeline = load_pipeline(source)
+    decoder = recover_vae_decoder(job, pipeline)
+    if decoder:
+        save_pipeline(pipeline, target, load_settings(source, pipeline))
+    job.monitor.note("distill.depth none: the pruned student is passed on, its denoiser learned nothing")
+    return StageOutcome({"depth": "none", "steps": 0, **decoder}, title="No recovery")
+
+
+def recover(job: StageJob, depth: Depth) -> StageOutcome:
+    """Train at `depth` on Ray and write the student."""
     from tasks.recovery_worker import end_leftovers, newest_checkpoint, read_rows
 
     end_leftovers(job.work)
-    spec = make_spec(job)
+    spec = make_spec(job, depth)
     storage = job.work.resolve() / "ray" / RUN
     found = newest_checkpoint(storage)
     resumed = _step_of(found)
@@ -63,12 +90,12 @@ def run(job: StageJob) -> StageOutcome:
         raise TrainingError("the recovery ended without its last checkpoint", found=str(storage))
     seconds = time.perf_counter() - started
     rows = read_rows(found / "losses.jsonl")
-    decoder = export(job, found, rows)
+    decoder = export(job, found, rows, depth)
     timing = timing_of(job, seconds, job.params.distill.steps - resumed)
-    return outcome(job, rows, timing, decoder)
+    return outcome(job, rows, timing, {"depth": depth, **decoder})
 
 
-def make_spec(job: StageJob) -> RecoverySpec:
+def make_spec(job: StageJob, depth: Depth = "full") -> RecoverySpec:
     """Encode the training clips where that is not done, and say what the workers need."""
     from tasks.models import load_teacher
     from tasks.recovery_worker import RecoverySpec
@@ -93,7 +120,7 @@ def make_spec(job: StageJob) -> RecoverySpec:
         work=str(job.work.resolve()),
         feature_pairs=[list(pair) for pair in Plan.load(student / "plan.json").feature_pairs],
         settings=asdict(settings),
-        params=job.params.distill.model_dump(mode="json"),
+        params=job.params.distill.model_dump(mode="json") | {"depth": depth},
         seed=seed,
         threads=job.worker_threads(job.params.distill.workers),
     )
@@ -257,7 +284,9 @@ def _ray_settings() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def export(job: StageJob, checkpoint: Path, rows: list[dict[str, Any]]) -> dict[str, float]:
+def export(
+    job: StageJob, checkpoint: Path, rows: list[dict[str, Any]], depth: Depth = "full"
+) -> dict[str, float]:
     """Write the recovered student (averaged weights), its plan and the loss curve.
 
     Returns:
@@ -265,13 +294,14 @@ def export(job: StageJob, checkpoint: Path, rows: list[dict[str, Any]]) -> dict[
     """
     from tasks.decoder_recovery import recover_vae_decoder
     from tasks.recovery_worker import load_state
+    from vdmini_core.distillation.depth import load_recovered
     from vdmini_core.models.registry import family_of, load_pipeline, load_settings, save_pipeline
     from vdmini_core.report.charts import loss_chart
 
     source, target = job.artifact("prune") / "student", job.out / "student"
     pipeline, state = load_pipeline(source), load_state(checkpoint)
     denoiser = getattr(pipeline, family_of(pipeline).denoiser_name)
-    denoiser.load_state_dict({**state["student"], **state["ema"]["tensors"]})
+    load_recovered(denoiser, state, job.params.distill.model_copy(update={"depth": depth}))
     decoder = recover_vae_decoder(job, pipeline)
     save_pipeline(pipeline, target, load_settings(source, pipeline))
     shutil.copyfile(source / "plan.json", target / "plan.json")
@@ -294,7 +324,7 @@ def timing_of(job: StageJob, seconds: float, steps: int) -> dict[str, Any]:
 
 
 def outcome(
-    job: StageJob, rows: list[dict[str, Any]], timing: dict[str, Any], decoder: dict[str, float]
+    job: StageJob, rows: list[dict[str, Any]], timing: dict[str, Any], more: dict[str, Any]
 ) -> StageOutcome:
     """Terms averaged over the end of the curve, beside the first ones."""
     tail = rows[-max(1, round(TAIL * len(rows))) :]
@@ -309,5 +339,5 @@ def outcome(
         }
         for name in names
     ]
-    metrics: dict[str, Any] = {"steps": len(rows), **final, **decoder}
+    metrics: dict[str, Any] = {"steps": len(rows), **final, **more}
     return StageOutcome(metrics, ("losses.png",), timing, table, "Loss terms of the recovery")

@@ -196,6 +196,18 @@ class DecoderRecoveryParams(Section):
 class DistillParams(Section):
     """ICMD recovery: L = L_task + lambda_icd L_ICD + lambda_mca L_MCA (paper Sec. 3.3, Table 5)."""
 
+    depth: Literal["auto", "none", "lora", "full"] = Field(
+        "full",
+        description="what learns: nothing, low-rank adapters (merged at the end), all weights; auto: by cut",
+    )
+    lora_rank: int = Field(16, ge=1, le=1024)
+    lora_alpha: int = Field(16, ge=1, description="adapters count lora_alpha / lora_rank times")
+    auto_lora_from: float = Field(
+        0.02, ge=0, le=1, description="auto: share removed (parameters or FLOPs) below which nothing learns"
+    )
+    auto_full_from: float = Field(
+        0.15, ge=0, le=1, description="auto: share removed from which every weight learns"
+    )
     steps: int = Field(48, ge=1)
     batch_size: int = Field(2, ge=1, description="clips per step over all workers")
     workers: int = Field(2, ge=1, description="Ray Train workers")
@@ -227,6 +239,10 @@ class DistillParams(Section):
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of workers {self.workers}")
         if self.lambda_task == self.lambda_icd == self.lambda_mca == 0:
             raise ValueError("lambda_task, lambda_icd and lambda_mca are all 0: nothing would be learned")
+        if self.auto_full_from < self.auto_lora_from:
+            raise ValueError(
+                f"auto_full_from {self.auto_full_from} is below auto_lora_from {self.auto_lora_from}"
+            )
         return self
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vdmini_core.distillation.data import RecoveryBatch
+from vdmini_core.distillation.depth import open_student
 from vdmini_core.distillation.discriminator import DiscriminatorHeads, encode, encoder_points
 from vdmini_core.distillation.feature_taps import feature_taps
 from vdmini_core.distillation.losses import (
@@ -48,13 +49,13 @@ class RecoveryStep:
 
     Args:
         family: how the denoisers are called.
-        student: the cut denoiser; trained in place.
+        student: the cut denoiser; trained in place, as deep as `params.depth` says.
         teacher: the whole denoiser; frozen here and nowhere else, and the discriminator's backbone as well.
         feature_pairs: (student module path, teacher module path), as `Plan.feature_pairs`.
         params: weights, learning rates and the like.
         example: any batch, for the number of channels that the heads see.
         one_step: the teacher samples in one step; decides what the task loss `auto` means.
-        seed: of the heads' initial weights.
+        seed: of the initial weights of heads and adapters.
         average: averages a list of tensors over workers in place; None for one worker.
     """
 
@@ -72,7 +73,7 @@ class RecoveryStep:
         average: Average | None = None,
     ) -> None:
         self.family, self.params, self.average = family, params, average
-        self.student = student.requires_grad_(True).train()
+        self.student = open_student(student, params, seed).train()
         self.teacher = teacher.requires_grad_(False).eval()
         self.pairs = tuple(feature_pairs) if params.lambda_icd else ()
         self.points = encoder_points(family, teacher) if params.lambda_mca else ()
