@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cli_progressive import StepsOption, run_progressive
 from tasks.stage import REPRODUCIBLE, STAGES
 from vdmini_core.cli import CORE_COMMANDS, new_app, run_app
 from vdmini_core.cli_plan import (
@@ -104,6 +105,24 @@ def run(
         reports = compress(root=str(folder), force=force, listen=console.listen)
     summary = console.summary(reports)
     print_json(summary) if as_json else console.show(summary)
+
+
+@app.command("progressive")
+def progressive(
+    steps: StepsOption = 3,
+    profile: ProfileOption = None,
+    assignments: SetOption = None,
+    videos: VideosOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    root: RootOption = Path(),
+) -> None:
+    """Several students from one run: prune a little, recover, profile again, to the budget of the plan.
+
+    The rounds are workspaces (workspaces/round-1, ...); a killed run goes on where it stopped.
+    """
+    with _pipeline_extra():
+        run_progressive(_project(root, None, profile, videos, assignments), steps, force, as_json)
 
 
 def _stage_command(stage: str) -> Callable[..., None]:

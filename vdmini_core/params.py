@@ -90,6 +90,11 @@ class TeacherParams(Section):
     revision: str | None = Field(
         None, pattern=r"^[0-9a-f]{40}$", description="commit of the hub repository (40 hex digits)"
     )
+    start: str = Field(
+        "teachers/start",
+        min_length=1,
+        description="folder of a student of this teacher to go on from: profile, plan and prune see it",
+    )
     train: TeacherTrainParams = TeacherTrainParams()
 
     @model_validator(mode="after")
@@ -331,6 +336,7 @@ class RegisterParams(Section):
 
     name: str = Field("vdmini-mini", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     alias: str = Field("candidate", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    tags: dict[str, str] = Field({}, description="put on the version beside the evidence")
 
 
 class PromoteParams(Section):
