@@ -95,3 +95,14 @@ def test_a_path_is_moved_by_its_longest_known_prefix():
     assert [moved(p, layer_map) for p in ("a.b.1.weight", "a.b.10", "a", "c.d")] == [
         "a.b.2.weight", "a.b.10", "a", "c.d"
     ]  # fmt: skip
+
+
+def test_what_is_left_of_a_student_can_all_be_cut_by_a_profile_of_its_pairs(unet):
+    for first in (("M",), ("D.3.pair.0", "D.3.pair.1")):
+        middle = toys.FAMILY.prune(unet, first)
+        cuts = toys.FAMILY.cuts(middle, toys.SETTINGS)
+        assert "inner" not in [cut.name for cut in cuts], "a block of it has gone"
+        rows = {unit.name for unit in toys.FAMILY.units(middle, toys.SETTINGS, "temporal")}
+        assert all(set(cut.units) <= rows for cut in cuts)
+        for cut in cuts[::5]:
+            assert toys.FAMILY.outline(middle, cut.units).removed == cut.units
