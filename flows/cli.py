@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cli_progressive import StepsOption, run_progressive
 from flows.distill_command import (
     DeviceOption,
     DryRunOption,
@@ -149,6 +150,24 @@ def _only_wet(options: Mapping[str, object]) -> None:
     """Refuse options that mean nothing in a dry run."""
     if wrong := ", ".join(name for name, value in options.items() if value):
         raise typer.BadParameter(f"{wrong}: not with --dry-run")
+
+
+@app.command("progressive")
+def progressive(
+    steps: StepsOption = 3,
+    profile: ProfileOption = None,
+    assignments: SetOption = None,
+    videos: VideosOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    root: RootOption = Path(),
+) -> None:
+    """Several students from one run: prune a little, recover, profile again, to the budget of the plan.
+
+    The rounds are workspaces (workspaces/round-1, ...); a killed run goes on where it stopped.
+    """
+    with _pipeline_extra():
+        run_progressive(_project(root, None, profile, videos, assignments), steps, force, as_json)
 
 
 def _stage_command(stage: str) -> Callable[..., None]:

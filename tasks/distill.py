@@ -25,6 +25,7 @@ from vdmini_core.errors import TrainingError
 
 if TYPE_CHECKING:
     from tasks.recovery_worker import RecoverySpec
+    from vdmini_core.distillation.depth import Depth
     from vdmini_core.distillation.guards import History
 
 POLL_S = 0.5
@@ -46,6 +47,32 @@ def run(job: StageJob) -> StageOutcome:
         TrainingError: when it cannot fit into memory, the loss is not finite or diverges, or the workers
             fail too often.
     """
+    from vdmini_core.distillation.depth import depth_for
+    from vdmini_core.pruning.plan import Plan
+
+    depth = depth_for(job.params.distill, Plan.load(job.artifact("prune") / "student" / "plan.json"))
+    if job.params.distill.depth == "auto":
+        job.monitor.note(f"distill.depth auto: {depth}")
+    return pass_on(job) if depth == "none" else recover(job, depth)
+
+
+def pass_on(job: StageJob) -> StageOutcome:
+    """Depth `none`: the pruned student as it is; a cut VAE decoder learns all the same."""
+    from tasks.decoder_recovery import recover_vae_decoder
+    from vdmini_core.models.registry import load_pipeline, load_settings, save_pipeline
+
+    source, target = job.artifact("prune") / "student", job.out / "student"
+    shutil.copytree(source, target)
+    pipeline = load_pipeline(source)
+    decoder = recover_vae_decoder(job, pipeline)
+    if decoder:
+        save_pipeline(pipeline, target, load_settings(source, pipeline))
+    job.monitor.note("distill.depth none: the pruned student is passed on, its denoiser learned nothing")
+    return StageOutcome({"depth": "none", "steps": 0, **decoder}, title="No recovery")
+
+
+def recover(job: StageJob, depth: Depth) -> StageOutcome:
+    """Train at `depth` on Ray and write the student."""
     from tasks.recovery_cost import check_memory
     from tasks.recovery_view import kept_metrics, read_history
     from tasks.recovery_watch import STORAGE
@@ -56,7 +83,7 @@ def run(job: StageJob) -> StageOutcome:
         adamw8bit()  # what is not installed is said before anything is started
     end_leftovers(job.work)
     check_memory(job)
-    spec = make_spec(job)
+    spec = make_spec(job, depth)
     storage = job.work.resolve() / STORAGE
     found = newest_checkpoint(storage)
     resumed = _step_of(found)
@@ -72,13 +99,13 @@ def run(job: StageJob) -> StageOutcome:
     seconds = time.perf_counter() - started
     rows = read_rows(found / "losses.jsonl")
     history = read_history(found)
-    decoder = export(job, found, rows, history)
+    decoder = export(job, found, rows, history, depth)
     timing = timing_of(job, seconds, job.params.distill.steps - resumed)
     kept = kept_metrics(history, history.kept(job.params.distill))
-    return outcome(job, rows, timing, {**kept, **decoder})
+    return outcome(job, rows, timing, {"depth": depth, **kept, **decoder})
 
 
-def make_spec(job: StageJob) -> RecoverySpec:
+def make_spec(job: StageJob, depth: Depth = "full") -> RecoverySpec:
     """Encode the training clips where that is to be done, and say what the workers need."""
     from tasks.encoding import encode_inputs
     from tasks.recovery_view import prepare_held_out
@@ -97,7 +124,7 @@ def make_spec(job: StageJob) -> RecoverySpec:
         work=str(job.work.resolve()),
         feature_pairs=[list(pair) for pair in Plan.load(student / "plan.json").feature_pairs],
         settings=asdict(settings),
-        params=job.params.distill.model_dump(mode="json"),
+        params=job.params.distill.model_dump(mode="json") | {"depth": depth},
         seed=job.params.base.seed,
         threads=job.worker_threads(job.params.distill.workers),
         sampling_batch=job.params.sampling.batch_size,
@@ -278,14 +305,16 @@ def _ray_settings() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def export(job: StageJob, checkpoint: Path, rows: list[dict[str, Any]], history: History) -> dict[str, float]:
+def export(
+    job: StageJob, checkpoint: Path, rows: list[dict[str, Any]], history: History, depth: Depth = "full"
+) -> dict[str, float]:
     """Write the recovered student (averaged weights), its plan, the loss curve and what else was seen.
 
     Returns:
         Metrics of the VAE decoder's recovery, which comes first where the decoder was cut.
     """
     from tasks.decoder_recovery import recover_vae_decoder
-    from tasks.recovery_shards import recovered_weights
+    from tasks.recovery_shards import load_averaged
     from tasks.recovery_view import load_kept, write_evidence
     from vdmini_core.models.registry import family_of, load_pipeline, load_settings, save_pipeline
     from vdmini_core.report.charts import loss_chart
@@ -293,7 +322,7 @@ def export(job: StageJob, checkpoint: Path, rows: list[dict[str, Any]], history:
     source, target = job.artifact("prune") / "student", job.out / "student"
     pipeline = load_pipeline(source)
     denoiser = getattr(pipeline, family_of(pipeline).denoiser_name)
-    denoiser.load_state_dict(recovered_weights(checkpoint, denoiser))
+    load_averaged(checkpoint, denoiser, job.params.distill.model_copy(update={"depth": depth}))
     write_evidence(job, history, denoiser, load_kept(job, history, denoiser))
     decoder = recover_vae_decoder(job, pipeline)
     save_pipeline(pipeline, target, load_settings(source, pipeline))
@@ -317,7 +346,7 @@ def timing_of(job: StageJob, seconds: float, steps: int) -> dict[str, Any]:
 
 
 def outcome(
-    job: StageJob, rows: list[dict[str, Any]], timing: dict[str, Any], decoder: dict[str, float]
+    job: StageJob, rows: list[dict[str, Any]], timing: dict[str, Any], more: dict[str, Any]
 ) -> StageOutcome:
     """Terms averaged over the end of the curve, beside the first ones."""
     tail = rows[-max(1, round(TAIL * len(rows))) :]
@@ -332,5 +361,5 @@ def outcome(
         }
         for name in names
     ]
-    metrics: dict[str, Any] = {"steps": len(rows), **final, **decoder}
+    metrics: dict[str, Any] = {"steps": len(rows), **final, **more}
     return StageOutcome(metrics, ("losses.png",), timing, table, "Loss terms of the recovery")

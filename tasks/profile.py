@@ -72,6 +72,7 @@ class Profiler:
     def __init__(self, bench: Bench) -> None:
         import torch
 
+        from tasks.models import START, put_start
         from vdmini_core.metrics import load_extractor
         from vdmini_core.models.base import SamplingSettings
         from vdmini_core.models.registry import family_of, load_pipeline
@@ -80,6 +81,7 @@ class Profiler:
         torch.set_num_threads(bench.threads)
         self.pipeline = load_pipeline(Path(bench.teacher), device=bench.device)
         self.family = family_of(self.pipeline)
+        put_start(self.pipeline, self.family, Path(bench.teacher).parent / START)
         settings = SamplingSettings(**bench.settings)
         self.inputs = ProfileInputs.load(
             Path(bench.inputs), settings, bench.batch_size, bench.seed, bench.device
@@ -122,13 +124,13 @@ class Profiler:
 
 def run(job: StageJob) -> StageOutcome:
     """Profile the teacher on validation clips; resumes trial by trial."""
-    from tasks.models import load_teacher
+    from tasks.models import load_base
     from vdmini_core.models.registry import fingerprint
     from vdmini_core.profiling.sensitivity import assemble
     from vdmini_core.report.charts import sensitivity_chart
 
     params = job.params.profile
-    pipeline, family, settings = load_teacher(job)
+    pipeline, family, settings = load_base(job)
     denoiser = getattr(pipeline, family.denoiser_name)
     units = family.units(denoiser, settings, params.granularity)
     bench, clips, most = prepare_bench(job, pipeline, settings)

@@ -17,14 +17,22 @@ if TYPE_CHECKING:
 
 def run(job: StageJob) -> StageOutcome:
     """Cut the student out of the teacher, write it, and see that it loads as it was."""
-    from tasks.models import load_teacher
+    from tasks.models import START, load_teacher
+    from vdmini_core.models.denoiser import load_denoiser
     from vdmini_core.models.registry import save_pipeline
+    from vdmini_core.pruning.compose import cut_again
     from vdmini_core.pruning.surgery import apply_plan
 
     out = job.out / "student"
     pipeline, family, settings = load_teacher(job)
     plan = Plan.load(job.artifact("plan") / "plan.json")
-    student = apply_plan(getattr(pipeline, family.denoiser_name), plan, family)
+    teacher, start = getattr(pipeline, family.denoiser_name), job.artifact("teacher") / START
+    if start.is_dir():
+        middle = load_denoiser(start, next(teacher.parameters()).device)
+        first = Plan.load(start / "plan.json")
+        student, plan = cut_again(first, plan, teacher, middle, family, settings)
+    else:
+        student = apply_plan(teacher, plan, family)
     pipeline.register_modules(**{family.denoiser_name: student})
     cut_vae_decoder(job, pipeline)
     save_pipeline(pipeline, out, settings)

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from tasks.recovery_watch import checkpoint_name
 from tasks.recovery_worker import load_state, save_checkpoint
+from vdmini_core.distillation.depth import load_recovered
 from vdmini_core.distillation.guards import History
 from vdmini_core.distillation.recovery_step import RecoveryStep
 from vdmini_core.distillation.sharded_state import averaged_weights, load_sharded, save_sharded
+from vdmini_core.params import DistillParams
 
 SHARDS = "shards"
 
@@ -58,9 +60,9 @@ def restore(recovery: RecoveryStep, folder: Path) -> None:
         recovery.load_state_dict(state)
 
 
-def recovered_weights(folder: Path, student: nn.Module) -> dict[str, Tensor]:
-    """The averaged weights of a checkpoint, in parts or whole, for a student of that shape."""
+def load_averaged(folder: Path, student: nn.Module, params: DistillParams) -> None:
+    """Fill a freshly cut student with the averaged weights of a checkpoint, in parts or whole."""
     if (folder / SHARDS).is_dir():
-        return averaged_weights(folder / SHARDS, student)
-    state = load_state(folder)
-    return {**state["student"], **state["ema"]["tensors"]}
+        student.load_state_dict(averaged_weights(folder / SHARDS, student))
+    else:
+        load_recovered(student, load_state(folder), params)

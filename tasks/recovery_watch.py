@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vdmini_core.artifacts import read_json, write_json
+from vdmini_core.distillation.depth import merged_weights
 from vdmini_core.distillation.guards import History
 from vdmini_core.distillation.recovery_step import RecoveryStep
 from vdmini_core.distillation.utilisation import peak_flops, step_flops
@@ -54,7 +55,8 @@ def averaged_weights(recovery: RecoveryStep) -> dict[str, Tensor]:
     """The whole state of the averaged student; every worker calls it."""
     if recovery.sharded:
         return dict(recovery.recovered().state_dict())
-    return {**recovery.student.state_dict(), **recovery.ema.tensors}
+    state = {**recovery.student.state_dict(), **recovery.ema.tensors}
+    return merged_weights(recovery.student, state) if recovery.params.depth == "lora" else state
 
 
 @dataclass

@@ -47,6 +47,8 @@ def run(job: StageJob) -> StageOutcome:
         number = _log_version(job, identity)
     else:
         number = str(version.version)
+        for key, value in rules.tags.items():
+            client.set_model_version_tag(rules.name, number, key, value)
         job.monitor.note(f"this student is version {number} already")
     client.set_registered_model_alias(rules.name, rules.alias, number)
     facts = {"name": rules.name, "alias": rules.alias, "student": identity}
@@ -96,7 +98,7 @@ def _log_version(job: StageJob, identity: str) -> str:
         job.params.register_.name,
         source=f"models:/{info.model_id}",
         run_id=job.monitor.run_id,
-        tags=_tags(job.root, identity),
+        tags=_tags(job.root, identity) | job.params.register_.tags,
         model_id=info.model_id,
     )
     return str(version.version)

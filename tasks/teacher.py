@@ -27,6 +27,7 @@ SMALLEST_LATENT = 8  # cells; below it the innermost level sees a single cell
 
 def run(job: StageJob) -> StageOutcome:
     """Fetch or make the teacher, fit it to the prepared clips and check it."""
+    from tasks.start import keep_start
     from vdmini_core.models.registry import family_of, fingerprint, load_pipeline, save_settings
 
     out = job.out / "pipeline"
@@ -48,6 +49,7 @@ def run(job: StageJob) -> StageOutcome:
             "params": sum(parameter.numel() for parameter in denoiser.parameters()),
             "units": len(units),
             "steps": settings.steps,
+            **keep_start(job, denoiser),
         },
         table=[
             {

@@ -94,6 +94,11 @@ class TeacherParams(Section):
     revision: str | None = Field(
         None, pattern=r"^[0-9a-f]{40}$", description="commit of the hub repository (40 hex digits)"
     )
+    start: str = Field(
+        "teachers/start",
+        min_length=1,
+        description="folder of a student of this teacher to go on from: profile, plan and prune see it",
+    )
     architecture: str | None = Field(
         None, description="built-in name that `run --dry-run` plans with while the weights are not here"
     )
@@ -204,6 +209,18 @@ class DecoderRecoveryParams(Section):
 class DistillParams(Section):
     """ICMD recovery: L = L_task + lambda_icd L_ICD + lambda_mca L_MCA (paper Sec. 3.3, Table 5)."""
 
+    depth: Literal["auto", "none", "lora", "full"] = Field(
+        "full",
+        description="what learns: nothing, low-rank adapters (merged at the end), all weights; auto: by cut",
+    )
+    lora_rank: int = Field(16, ge=1, le=1024)
+    lora_alpha: int = Field(16, ge=1, description="adapters count lora_alpha / lora_rank times")
+    auto_lora_from: float = Field(
+        0.02, ge=0, le=1, description="auto: share removed (parameters or FLOPs) below which nothing learns"
+    )
+    auto_full_from: float = Field(
+        0.15, ge=0, le=1, description="auto: share removed from which every weight learns"
+    )
     inputs: Literal["latents", "videos"] = Field(
         "latents", description="latents: encoded once, beforehand; videos: by each worker, batch by batch"
     )
@@ -285,8 +302,14 @@ class DistillParams(Section):
             )
         if self.parallel == "fsdp2" and self.optimizer == "adamw8bit":
             raise ValueError("adamw8bit keeps its state in blocks that fsdp2 cannot take apart: use adamw")
+        if self.parallel == "fsdp2" and self.depth in ("lora", "auto"):
+            raise ValueError("adapters are small: parallel: ddp trains them; fsdp2 wants depth: full")
         if self.lambda_task == self.lambda_icd == self.lambda_mca == 0:
             raise ValueError("lambda_task, lambda_icd and lambda_mca are all 0: nothing would be learned")
+        if self.auto_full_from < self.auto_lora_from:
+            raise ValueError(
+                f"auto_full_from {self.auto_full_from} is below auto_lora_from {self.auto_lora_from}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -381,6 +404,7 @@ class RegisterParams(Section):
 
     name: str = Field("vdmini-mini", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     alias: str = Field("candidate", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    tags: dict[str, str] = Field({}, description="put on the version beside the evidence")
 
 
 class PromoteParams(Section):

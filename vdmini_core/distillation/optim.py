@@ -105,28 +105,30 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 class MovingAverage:
-    """Exponential moving average of a model's parameters; short at first, so that it forgets the cut model.
+    """Exponential moving average of what learns; short at first, so that it forgets the cut model.
 
     The decay at update t is min(decay, (1 + t) / (10 + t)).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self.tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.tensors = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the model's present parameters."""
+        """Take in the model's present parameters, those that learn."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        current = [part(p.detach()) for _, p in model.named_parameters()]
+        parameters = dict(model.named_parameters())
+        current = [part(parameters[name].detach()) for name in self.tensors]
         torch._foreach_lerp_([part(tensor) for tensor in self.tensors.values()], current, 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         """Overwrite the model's parameters with the average."""
-        for name, parameter in model.named_parameters():
-            parameter.copy_(self.tensors[name])
+        parameters = dict(model.named_parameters())
+        for name, tensor in self.tensors.items():
+            parameters[name].copy_(tensor)
 
 
 def gradients(module: nn.Module) -> Iterator[Tensor]:

@@ -26,6 +26,7 @@ from vdmini_core.distillation.consistency import (
     pseudo_huber,
 )
 from vdmini_core.distillation.data import RecoveryBatch
+from vdmini_core.distillation.depth import open_student
 from vdmini_core.distillation.discriminator import DiscriminatorHeads, encode, encoder_points
 from vdmini_core.distillation.feature_taps import feature_taps
 from vdmini_core.distillation.losses import (
@@ -68,13 +69,13 @@ class RecoveryStep:
 
     Args:
         family: how the denoisers are called.
-        student: the cut denoiser; trained in place.
+        student: the cut denoiser; trained in place, as deep as `params.depth` says.
         teacher: the whole denoiser; frozen here and nowhere else, and the discriminator's backbone as well.
         feature_pairs: (student module path, teacher module path), as `Plan.feature_pairs`.
         params: weights, learning rates and the like.
         example: any batch, for the number of channels that the heads see.
         one_step: the teacher samples in one step; decides what the task loss `auto` means.
-        seed: of the heads' initial weights.
+        seed: of the initial weights of heads and adapters.
         average: averages a list of tensors over workers in place; None for one worker.
         settings: of the teacher's sampling, for a family that says what its own task loss is.
         mesh: the workers over which student and teacher are spread (FSDP2); None: whole on each of them.
@@ -98,7 +99,7 @@ class RecoveryStep:
         self.settings = settings
         own = own_task(family, settings) if settings is not None else "reconstruction"
         self.family, self.params, self.average = family, params, average
-        self.student = student.requires_grad_(True).train()
+        self.student = open_student(student, params, seed).train()
         for module in student.modules():
             if isinstance(module, nn.Dropout):  # ModelScope's temporal convolutions have it: a hidden draw
                 module.eval()

@@ -49,22 +49,23 @@ def render_report(artifacts: Path, out: Path, title: str, videos: int) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     page = out / "index.html"
     page.write_text(
-        _environment().get_template("report.html").render(_context(artifacts, title, videos)),
+        environment().get_template("report.html").render(_context(artifacts, title, videos)),
         encoding="utf-8",
     )
     return page
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """The templates, with everything escaped that is not marked as safe."""
+    found = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["count"] = lambda value: short_count(value) if value else "–"
-    return environment
+    found.filters["count"] = lambda value: short_count(value) if value else "–"
+    return found
 
 
 def _context(artifacts: Path, title: str, videos: int) -> dict[str, Any]:
