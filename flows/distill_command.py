@@ -59,10 +59,13 @@ def dry_run(
     Raises:
         TrainingError: when a worker needs more memory than there is.
     """
-    from tasks.recovery_cost import changed_params, make_case, project_models, workers_per_device
+    from tasks.project import preview_params, template_folder
+    from tasks.recovery_cost import make_case, project_models, workers_per_device
     from vdmini_core.distillation.cost.estimate import estimate, refuse_unless_fits
 
-    params, note = changed_params(root, assignments or (), profile), ""
+    # outside a project the defaults
+    folder = root if (root / "params.yaml").is_file() else template_folder()
+    params, note = preview_params(folder, profile=profile, assignments=tuple(assignments or ())), ""
     if teacher is None:
         teacher, own_plan, note = project_models(root, params)
         plan = plan or own_plan

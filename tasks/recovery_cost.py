@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,38 +89,6 @@ def make_case(
         )
     choices = Choices.from_params(params.distill)
     return Case(family, denoiser, made, params.distill, settings, choices)
-
-
-def changed_params(root: Path, assignments: Sequence[str], profile: str | None = None) -> Params:
-    """The project's parameters with `--set` and `--profile`, nothing written; outside one the defaults.
-
-    Raises:
-        ParamsError: for what cannot be assigned.
-    """
-    from tasks.project import parse_assignment, profile_values, read_yaml
-    from vdmini_core.params import parse_params
-
-    path = root / "params.yaml"
-    data: dict[str, Any] = read_yaml(path) if path.is_file() else {}
-    if profile is not None:  # as `run --profile`: from the defaults
-        data = Params().model_dump(mode="json", by_alias=True)
-        _overlay(data, profile_values(root, profile))
-    for text in assignments:
-        key, value = parse_assignment(text)
-        *sections, last = key.split(".")
-        inner = data
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[last] = value
-    return parse_params(data, "params.yaml with these changes")
-
-
-def _overlay(data: dict[str, Any], values: dict[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(data.get(key), dict):
-            _overlay(data[key], value)
-        else:
-            data[key] = value
 
 
 def project_models(root: Path, params: Params) -> tuple[str, Path | None, str]:
