@@ -32,6 +32,9 @@ class BaseParams(Section):
         2, ge=1, le=256, description="torch threads of a stage, shared by its workers; bytes depend on it"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    hardware: Literal["a100-80gb", "h100", "h200"] | None = Field(
+        None, description="GPU, one for each worker, that `run --dry-run` counts memory and time of"
+    )
 
 
 class SplitClips(Section):
