@@ -28,12 +28,16 @@ def check_memory(job: StageJob) -> None:
     from vdmini_core.distillation.cost.devices import GIB, device_here
     from vdmini_core.distillation.cost.estimate import estimate, refuse_unless_fits
 
-    case = make_case(
-        job.params, str(job.artifact("teacher") / "pipeline"), job.artifact("prune") / "student" / "plan.json"
-    )
     kind = device_of(job)
     device, share = device_here(kind, None, ""), workers_per_device(kind, job.params.distill.workers)
-    found = estimate(case, device, per_device=share)
+    plan = job.artifact("prune") / "student" / "plan.json"
+    try:
+        case = make_case(job.params, str(job.artifact("teacher") / "pipeline"), plan)
+        found = estimate(case, device, per_device=share)
+    except (ModelError, RuntimeError) as error:  # a model that cannot be rehearsed may still be trained
+        reason = str(error).strip().split("\n")[0]
+        job.monitor.note(f"whether distill fits into memory is not known: {reason}")
+        return
     refuse_unless_fits(case, found, share)
     if found.there is not None and found.need > TIGHT * found.there:
         job.monitor.note(

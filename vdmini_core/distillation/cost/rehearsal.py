@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vdmini_core.distillation.cost.ledger import ACTIVATIONS, GRADIENTS, Ledger
 from vdmini_core.distillation.cost.rules import DeviceRules, Kind
@@ -21,8 +22,8 @@ from vdmini_core.models.base import Conditions, Family, SamplingSettings
 from vdmini_core.models.flops import unet_inputs
 from vdmini_core.params import DistillParams
 
-# What allocators keep and kernels use inside, over the activations. On a CPU (glibc's allocator, oneDNN) set
-# by what benchmarks/recovery_memory.py measured; on a GPU not measured.
+# What allocators keep and kernels use inside, over the activations. On a CPU (glibc, oneDNN) set by
+# what benchmarks/recovery_memory.py measured; on a GPU not measured.
 ALLOWANCE = {"cpu": 0.2, "cuda": 0.1}
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.0, "sgd": 0.0}  # of state per parameter; more: as adamw
 TEACHER, STUDENT, BACKWARD, HEADS, REDUCE = (
@@ -128,8 +129,8 @@ def rehearse(
         ModelError: checkpointing asked of a student that cannot, or conditions of an unknown kind.
     """
     if choices.checkpointing:
-        student = _checkpointed(student)
-    plain = params.model_copy(update={"workers": 1, "batch_size": choices.clips, "precision": "fp32"})
+        student = _checkpointed(student, device, choices.bf16)
+    plain = _plain(params, choices.clips)
     batch = meta_batch(family, teacher, settings, choices.clips)
     with Ledger() as building:
         step = RecoveryStep(
@@ -170,9 +171,8 @@ def _run(
     with ledger:
         with ledger.phase(STUDENT), _forward_of(step.teacher, ledger, TEACHER), rules:
             terms, heads_loss = step.losses(batch)
-        again = DeviceRules(rules.kind, rules.bf16)  # checkpointed blocks run again in there
-        with ledger.phase(BACKWARD), again:
-            torch.autograd.backward(total_loss(terms, step.weights()))  # the method would suspend the rules
+        with ledger.phase(BACKWARD):
+            torch.autograd.backward(total_loss(terms, step.weights()))
         with ledger.phase(HEADS):
             if heads_loss is not None:
                 torch.autograd.backward(heads_loss)
@@ -253,13 +253,31 @@ def smaller(settings: SamplingSettings, frames: int | None, size: tuple[int, int
     return replace(settings, frames=frames or settings.frames, height=height, width=width)
 
 
-def _checkpointed(student: nn.Module) -> nn.Module:
+def _plain(params: DistillParams, clips: int) -> DistillParams:
+    """One worker that does nothing by itself of what `Choices` are counted for."""
+    fields = type(params).model_fields
+    counted = ("accumulation", "activation_checkpointing", "parallel", "optimizer")
+    update = {name: fields[name].default for name in counted if name in fields}
+    return params.model_copy(update=update | {"workers": 1, "batch_size": clips, "precision": "fp32"})
+
+
+def _checkpointed(student: nn.Module, device: Kind, bf16: bool) -> nn.Module:
+    """A copy whose blocks run again in the backward pass, under the rules, which are suspended there."""
     student = copy.deepcopy(student)
+
+    def again(module: Any, *args: Any) -> Any:
+        return checkpoint(
+            module.__call__,
+            *args,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), DeviceRules(device, bf16)),
+        )
+
     enable: Any = getattr(student, "enable_gradient_checkpointing", None)
     try:
         if enable is None:
             raise ValueError("it has no such switch")
-        enable()
+        enable(again)
     except ValueError as error:
         raise ModelError(
             f"{type(student).__name__} does not support activation checkpointing", found=str(error)
