@@ -71,7 +71,7 @@ def test_the_whole_student_comes_out_of_the_parts(told: dict[str, Any]) -> None:
     folder = told["folder"]
     gathered = torch.load(folder / "recovered.pt", weights_only=True)
     assert gathered.keys() == told["recovered"].keys()
-    began = toy_unet(1, levels=2).state_dict()
+    began = toy_unet(1, levels=2).state_dict()  # ten times what may differ was learned
     assert (
         max((gathered[name] - began[name]).abs().max() for name in began) > 5e-5
     )  # ten times what may differ
