@@ -10,7 +10,7 @@ import parallel_workers as work
 import pytest
 import torch
 import torch.multiprocessing as mp
-from recovery_toys import toy_params, toy_step, toy_unet
+from recovery_toys import toy_unet
 
 from vdmini_core.distillation.sharded_state import averaged_weights
 from vdmini_core.distillation.sharding import blocks_of, shard_teacher, skeleton_of
@@ -49,7 +49,7 @@ def close(found: work.Rows, wanted: work.Rows) -> None:
 @pytest.mark.timeout(300)
 def test_two_averaging_workers_follow_one_process(told: dict[str, Any]) -> None:
     close(told["ddp"], told["alone"])
-    assert len(told["ddp"]) == 20 and told["ddp"][-1]["total"] < told["ddp"][0]["total"]
+    assert len(told["ddp"]) == 20
 
 
 @pytest.mark.timeout(300)
@@ -71,14 +71,18 @@ def test_the_whole_student_comes_out_of_the_parts(told: dict[str, Any]) -> None:
     folder = told["folder"]
     gathered = torch.load(folder / "recovered.pt", weights_only=True)
     assert gathered.keys() == told["recovered"].keys()
+    began = toy_unet(1, levels=2).state_dict()  # ten times what may differ was learned
+    assert (
+        max((gathered[name] - began[name]).abs().max() for name in began) > 5e-5
+    )  # ten times what may differ
     for name, tensor in gathered.items():
-        torch.testing.assert_close(tensor, told["recovered"][name], rtol=0, atol=1e-4)
+        torch.testing.assert_close(tensor, told["recovered"][name], rtol=0, atol=5e-6)
     student = toy_unet(5, levels=2)
     one, two = (averaged_weights(folder / name, student) for name in ("by-one", "by-two"))
     assert one.keys() == gathered.keys()
     assert not torch.equal(one["conv_in.weight"], gathered["conv_in.weight"])
     for name, tensor in one.items():
-        torch.testing.assert_close(tensor, two[name], rtol=0, atol=1e-4)
+        torch.testing.assert_close(tensor, two[name], rtol=0, atol=5e-6)
 
 
 def test_both_workers_write_and_nothing_is_written_twice(told: dict[str, Any]) -> None:
@@ -108,9 +112,7 @@ def test_a_skeleton_has_names_and_shapes_and_no_weights() -> None:
     assert shapes[0] == shapes[1] and not any(p.is_meta for p in unet.parameters())
 
 
-def test_a_whole_state_is_not_taken_for_parts(told: dict[str, Any], tmp_path: Path) -> None:
-    folder = told["folder"] / "by-one"
-    with work.group(tmp_path / "store", 0, 1) as mesh, pytest.raises(TrainingError, match="another run"):
-        step = work.sharded(mesh)
-        state = toy_step(toy_params(lambda_mca=0), shallow=True).state_dict()
-        work.load_sharded(step, folder, state)
+def test_a_whole_state_is_not_taken_for_parts(tmp_path: Path) -> None:
+    step = work.whole()
+    with pytest.raises(TrainingError, match="another run"):
+        work.load_sharded(step, tmp_path, step.state_dict())
