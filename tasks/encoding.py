@@ -7,6 +7,7 @@ another copy of the teacher in memory would gain nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from vdmini_core.models.base import SamplingSettings
 
 WORKER_SHARDS = 2
-MAX_RESTARTS = 3  # of a worker that was lost; Ray Data's own default is to try for ever
 
 
 @dataclass(frozen=True)
@@ -185,11 +185,12 @@ class ShardEncoder:
 def _on_ray(spec: EncodeSpec, folder: Path, missing: list[int], crew: int) -> Iterator[int]:
     from tasks.ray_runtime import python_path, ray_session
 
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # read when it is imported
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # read on import, unless that was before
     with ray_session(num_cpus=crew):
         import ray.data
         import torch
 
+        logging.getLogger("ray.data").setLevel(os.environ["RAY_DATA_LOG_LEVEL"])
         ray.data.DataContext.get_current().enable_progress_bars = False
         gpus = min(1.0, torch.cuda.device_count() / crew) if spec.device == "cuda" else 0
         # one block and one batch a shard, so that a free worker takes the next and a lost one loses one
@@ -203,8 +204,6 @@ def _on_ray(spec: EncodeSpec, folder: Path, missing: list[int], crew: int) -> It
             compute=ray.data.ActorPoolStrategy(size=crew, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
             num_gpus=gpus,
-            max_restarts=MAX_RESTARTS,
-            max_task_retries=MAX_RESTARTS,
             runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
         )
         try:
