@@ -79,6 +79,7 @@ class SamplingSettings:
 
     `latent_scale` is the pipeline's own: pixels per latent cell, 2 ** (VAE levels - 1). `load_settings`
     reads it from the VAE, so that everything that sees the denoiser alone knows the latent size.
+    `frame_scale` is the VAE's too: frames per latent frame, the first frame apart, which has its own.
     """
 
     frames: int
@@ -91,6 +92,12 @@ class SamplingSettings:
     noise_aug_strength: float = 0.02
     decode_chunk_size: int = 8
     latent_scale: int = 8
+    frame_scale: int = 1
+
+    @property
+    def latent_frames(self) -> int:
+        """Number of latent frames."""
+        return (self.frames - 1) // self.frame_scale + 1
 
     @property
     def latent_size(self) -> tuple[int, int]:

@@ -1,0 +1,109 @@
+"""Exact operations of any transformer of the table, without memory for its weights.
+
+Some classes look into their inputs (masks, numbers of frames), which a run on the meta device cannot answer.
+So weights are on the meta device and inputs are real: what is computed from inputs alone is computed, and
+everything a weight touches has a shape only.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from vdmini_core.errors import ModelError
+from vdmini_core.models.base import SamplingSettings
+from vdmini_core.models.dit.arguments import Maker, arguments
+from vdmini_core.models.dit.student import config_of
+from vdmini_core.models.dit.table import architecture_of
+from vdmini_core.models.pruned_unet import build_on_meta
+
+
+class ShapesWhereWeightsAre(TorchDispatchMode):
+    """Runs an operation on the meta device as soon as one of its tensors is there."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta:
+            return func(*args, **(kwargs | {"device": torch.device("meta")}))
+        found: list[bool] = []
+        tree_map(lambda leaf: found.append(isinstance(leaf, Tensor) and leaf.is_meta), (args, kwargs))
+        if not any(found):
+            return func(*args, **kwargs)
+        if func is torch.ops.aten.index.Tensor:
+            args = (args[0], [place for mask in args[1] for place in _places(mask)])
+        args, kwargs = tree_map(_shape_only, (args, kwargs))
+        if isinstance(kwargs.get("device"), torch.device):
+            kwargs["device"] = torch.device("meta")
+        return func(*args, **kwargs)
+
+
+def _places(index: Tensor | None) -> tuple[Tensor | None, ...]:
+    """A mask with values as the places it chooses, whose number is known; other indices as they are."""
+    is_mask = index is not None and index.dtype == torch.bool and not index.is_meta
+    return index.nonzero(as_tuple=True) if is_mask else (index,)  # type: ignore[union-attr]
+
+
+def _shape_only(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor) or leaf.is_meta:
+        return leaf
+    return torch.empty_like(leaf, device="meta")
+
+
+def dit_flops(denoiser: Any, settings: SamplingSettings, text_tokens: int | None = None) -> dict[str, int]:
+    """Operations of one pass at batch 1, per module path; "" is the total.
+
+    Args:
+        text_tokens: of the prompt; as the class's pipeline pads it where None.
+
+    Raises:
+        ModelError: for a class whose attention cannot be counted.
+    """
+    config = json.dumps(config_of(denoiser), sort_keys=True)
+    most = denoiser.config.get("max_text_seq_length")
+    tokens = text_tokens or architecture_of(denoiser).text_tokens
+    tokens = tokens if most is None else min(tokens, most)
+    return dict(_counted(type(denoiser), config, settings.latent_frames, *settings.latent_size, tokens))
+
+
+@functools.lru_cache(maxsize=64)
+def _counted(cls: Any, config: str, frames: int, height: int, width: int, tokens: int) -> dict[str, int]:
+    model: Any = build_on_meta(cls, json.loads(config))
+    for module in model.modules():
+        _real_tables(module, root=module is model)
+    given = arguments(model, Maker(1, frames, height, width, tokens))
+    prefix = type(model).__name__ + "."
+    with torch.no_grad(), ShapesWhereWeightsAre(), FlopCounterMode(display=False) as counter:
+        try:
+            model(**given, return_dict=False)
+        except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError, NameError) as error:
+            raise ModelError(
+                f"the operations of {type(model).__name__} cannot be counted",
+                found=str(error).strip().split("\n")[0],
+                fix="measure its time instead (plan.timing)",
+            ) from error
+    counts = {
+        path.removeprefix(prefix): sum(by_operator.values())
+        for path, by_operator in counter.get_flop_counts().items()
+        if path.startswith(prefix)
+    }
+    return {**counts, "": counter.get_total_flops()}
+
+
+def _real_tables(module: nn.Module, root: bool) -> None:
+    """Zeros for buffers, plain tensors and the model's own parameters: they are small, and some are looked at."""
+    for name, buffer in module._buffers.items():
+        if buffer is not None and buffer.is_meta:
+            module._buffers[name] = torch.zeros_like(buffer, device="cpu")
+    for name, value in list(vars(module).items()):
+        if isinstance(value, Tensor) and value.is_meta:
+            setattr(module, name, torch.zeros_like(value, device="cpu"))
+    for name, parameter in list(module.named_parameters(recurse=False)) if root else ():
+        zeros = torch.zeros_like(parameter, device="cpu")
+        setattr(module, name, nn.Parameter(zeros, requires_grad=False))
