@@ -62,7 +62,7 @@ def run(job: StageJob) -> StageOutcome:
     vbench = hand_over(job, bench.pipelines, bench.family, bench.settings)
     seeds = [job.params.base.seed * SEED_STRIDE + index for index in range(len(real))]
     rows = _generate_rows(job, bench, real, seeds)
-    truth = _truth(job, len(real))
+    truth = _truth(job, len(real)) if "first_frames" in bench.family.needs else None
     seed = job.params.base.seed
     compared = compare_rows(rows, other, seed, bench.device, truth, protocol=protocol)
     metrics = _with_costs(compared["rows"], bench)
@@ -72,8 +72,10 @@ def run(job: StageJob) -> StageOutcome:
         "passport": passports(job, real.shape, bench.settings, compared["passport"], protocol),
         **vbench,
     }
-    write_json(job.out / "metrics.json", metrics)
     videos = job.params.evaluate.videos
+    if bench.prompts is not None:  # for the page, which has to say what the clips shown were made from
+        metrics |= {"starts_from": list(bench.family.needs), "prompts": list(bench.prompts[:videos])}
+    write_json(job.out / "metrics.json", metrics)
     shown = {name: rows[name][:videos] for name in ("real", *MODELS)}
     write_videos(shown, job.out / "videos", videos, job.params.prepare.fps)
     timing = _timing(job, bench, real, seeds)
@@ -97,7 +99,7 @@ def _real_clips(job: StageJob) -> tuple[ClipSource, ClipSource]:
 
 
 def _truth(job: StageJob, count: int) -> dict[str, NDArray[Any]] | None:
-    """What is known about the first test clips, where they were drawn."""
+    """What is known about the first test clips, where they were drawn; from a prompt nobody can know it."""
     path = job.artifact("prepare") / "truth-test.safetensors"
     if not path.is_file():
         return None

@@ -73,11 +73,15 @@ def verify_reload(
     loaded: Any = getattr(pipeline, name)
     generator = torch.Generator().manual_seed(0)
     shapes = unet_inputs(student, settings.frames, *settings.latent_size)
-    inputs = [torch.rand(tuple(tensor.shape), generator=generator).to(device) for tensor in shapes]
+    inputs = [
+        None if like is None else torch.rand(tuple(like.shape), generator=generator).to(device)
+        for like in shapes
+    ]
     with torch.no_grad():
         before, after = (model(*inputs, return_dict=False)[0] for model in (student, loaded))
         latents = torch.randn(2, vae.config.latent_channels, 8, 8, generator=generator).to(device)
-        painted = [model.decode(latents, num_frames=2, return_dict=False)[0] for model in (vae, pipeline.vae)]
+        told = {"num_frames": 2} if hasattr(vae.decoder, "time_conv_out") else {}  # a temporal decoder
+        painted = [model.decode(latents, **told, return_dict=False)[0] for model in (vae, pipeline.vae)]
     outputs = zip((before, after), painted, strict=True)
     before, after = (torch.cat([made.flatten(), frames.flatten()]) for made, frames in outputs)
     if not torch.equal(before, after):

@@ -102,6 +102,7 @@ def build(
         one_step=settings.steps == 1,
         seed=seed_of(spec.seed, "heads") % 2**31,
         average=average,
+        settings=settings,
     )
     return recovery, batches
 

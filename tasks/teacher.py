@@ -18,7 +18,7 @@ from vdmini_core.params import is_number
 from vdmini_core.progress import progress_bar
 
 if TYPE_CHECKING:
-    from vdmini_core.models.base import SamplingSettings
+    from vdmini_core.models.base import Family, SamplingSettings
     from vdmini_core.teacher.recipe import TrainingData
 
 SHOWN_CLIPS = 12  # in the strips of a training
@@ -36,6 +36,7 @@ def run(job: StageJob) -> StageOutcome:
     check_fit(pipeline, settings)
     save_settings(out, settings)
     family = family_of(pipeline)
+    check_prompts(job, family)
     denoiser = getattr(pipeline, family.denoiser_name)
     check_runs(denoiser, settings)
     units = family.units(denoiser, settings, "pair")
@@ -62,19 +63,26 @@ def run(job: StageJob) -> StageOutcome:
 
 
 def fetch_bundled(job: StageJob, out: Path) -> None:
-    """A teacher of the package; `nano` is made on the spot from the seed, with random weights."""
+    """A teacher of the package; `nano` and `nano-t2v` are made on the spot, with random weights."""
     from vdmini_core.bundled import bundled_teacher_path
 
     name = job.params.teacher.bundled
-    if name != "nano":
+    if name not in ("nano", "nano-t2v"):
         copy_pipeline(bundled_teacher_path(name), out)
         return
     from vdmini_core.models.registry import default_settings, merge_settings, save_pipeline
-    from vdmini_core.teacher.architecture import build_pipeline, call_arguments
 
-    pipeline: Any = build_pipeline("nano", job.params.base.seed)
+    pipeline: Any
+    if name == "nano":
+        from vdmini_core.teacher.architecture import build_pipeline, call_arguments
+
+        pipeline, arguments = build_pipeline("nano", job.params.base.seed), call_arguments("nano")
+    else:
+        from vdmini_core.teacher.text_architecture import NANO_T2V_CALL, build_text_pipeline
+
+        pipeline, arguments = build_text_pipeline(job.params.base.seed), NANO_T2V_CALL
     settings = default_settings(dict(pipeline.unet.config), dict(pipeline.vae.config))
-    save_pipeline(pipeline, out, merge_settings(settings, call_arguments("nano")))
+    save_pipeline(pipeline, out, merge_settings(settings, arguments))
 
 
 def fetch_path(job: StageJob, out: Path) -> None:
@@ -316,6 +324,19 @@ def check_runs(denoiser: Any, settings: SamplingSettings) -> None:
         ) from error
     if not torch.isfinite(sample).all():
         raise ModelError("the teacher answers with NaN or infinite values", found="non-finite output")
+
+
+def check_prompts(job: StageJob, family: Family) -> None:
+    """Refuse clips without captions where this teacher starts from prompts: later stages would, later.
+
+    Raises:
+        DataError: naming the videos that have none.
+    """
+    from tasks.models import prompts_of
+    from vdmini_core.data.clips import SPLITS
+
+    for split in SPLITS:
+        prompts_of(job, family, split)
 
 
 def _cells(pipeline: Any) -> int:

@@ -59,6 +59,10 @@ class PrepareParams(Section):
     )
     decode_timeout_s: float = Field(60.0, gt=0, description="per file, in a worker that is killed beyond it")
     workers: int = Field(2, ge=1, le=256, description="decoding processes")
+    captions: Literal["files", "filename"] = Field(
+        "files",
+        description="prompts of a folder: NAME.txt, captions.csv or .jsonl; filename: names where these lack",
+    )
 
 
 class TeacherTrainParams(Section):
@@ -84,7 +88,7 @@ class TeacherParams(Section):
     """Where the pretrained teacher comes from."""
 
     source: Literal["bundled", "path", "hub", "train"] = "bundled"
-    bundled: str = Field("mini", description="name of a teacher shipped with the package: mini, nano")
+    bundled: str = Field("mini", description="name of a teacher of the package: mini, nano, nano-t2v")
     path: str = Field("teachers", min_length=1, description="diffusers pipeline directory, for source: path")
     hub_id: str | None = Field(None, description="owner/name on the Hugging Face hub, for source: hub")
     revision: str | None = Field(
@@ -208,8 +212,9 @@ class DistillParams(Section):
     lambda_task: float = Field(1.0, ge=0)
     lambda_icd: float = Field(0.1, ge=0)
     lambda_mca: float = Field(1.0, ge=0)
-    task_loss: Literal["auto", "reconstruction", "teacher"] = Field(
-        "auto", description="reconstruction against real clips, or regression to the teacher's prediction"
+    task_loss: Literal["auto", "reconstruction", "teacher", "consistency"] = Field(
+        "auto",
+        description="against real clips, the teacher's answer, or along its path; auto: as it was trained",
     )
     icd_normalise: bool = Field(True, description="divide each layer by the teacher's own feature scale")
     mca_generator: Literal["hinge", "log"] = "hinge"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vdmini_core.errors import DataError
 
+SERVED = "captions of the videos"  # what the account of files says of those that hold captions
 _SHOWN = 20
 
 
@@ -56,14 +57,18 @@ def load_captions(directory: Path, split: str, limit: int | None = None) -> list
         ) from None
 
 
+def without_prompt(directory: Path, split: str, limit: int | None = None) -> list[str]:
+    """The videos of a split's clips, or of the first ones, that have no caption; one entry a clip."""
+    return [c.source for c in load_captions(directory, split, limit) if not c.prompt]
+
+
 def load_prompts(directory: Path, split: str, limit: int | None = None) -> tuple[str, ...]:
     """The prompts of a split's clips, or of the first ones, for a model that starts from text.
 
     Raises:
         DataError: naming the videos without a caption.
     """
-    captions = load_captions(directory, split, limit)
-    lacking = list(dict.fromkeys(caption.source for caption in captions if not caption.prompt))
+    lacking = list(dict.fromkeys(without_prompt(directory, split, limit)))
     if lacking:
         more = [f"and {len(lacking) - _SHOWN} more"] if len(lacking) > _SHOWN else []
         raise DataError(
@@ -72,4 +77,4 @@ def load_prompts(directory: Path, split: str, limit: int | None = None) -> tuple
             found="".join(f"\n      {line}" for line in [*map(repr, lacking[:_SHOWN]), *more]),
             fix="write the captions, or set prepare.captions: filename to take the files' names",
         )
-    return tuple(caption.prompt for caption in captions if caption.prompt)
+    return tuple(c.prompt for c in load_captions(directory, split, limit) if c.prompt)

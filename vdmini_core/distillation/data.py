@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vdmini_core.artifacts import digest_of, read_json, write_json
+from vdmini_core.distillation.consistency import OwnTaskFamily
 from vdmini_core.distillation.discriminator import renoise_sigmas
 from vdmini_core.errors import DataError
 from vdmini_core.models.base import Conditions, Family, SamplingSettings
@@ -127,6 +128,7 @@ class RecoveryBatches:
         ]
         renoise_B = renoise_sigmas(self.batch_size, levels)[slots.start : slots.stop]
         dropped_B = (torch.rand(self.batch_size, generator=levels) < self.dropout)[slots.start : slots.stop]
+        guidance = self._guidance(levels)
         clean = self.data.latents[index]
         noise = _noise(clean.shape[1:], self.seed, step, slots, "noise")
         return RecoveryBatch(
@@ -135,8 +137,17 @@ class RecoveryBatches:
             sigma_B=sigma_B,
             renoise_BFChw=_noise(clean.shape[1:], self.seed, step, slots, "renoise"),
             renoise_sigma_B=renoise_B,
-            conditions=_blank(self.data.conditions.select(index), dropped_B),
+            conditions=_told(
+                _blank(self.data.conditions.select(index), dropped_B),
+                None if guidance is None else guidance[slots.start : slots.stop],
+            ),
         )
+
+    def _guidance(self, levels: torch.Generator) -> Tensor | None:
+        """Guidance scales of the whole batch, where the base model was trained with drawn ones."""
+        if not isinstance(self.family, OwnTaskFamily):
+            return None
+        return self.family.training_guidance(self.settings, self.batch_size, levels)
 
     def _noisy(self, clean: Tensor, noise: Tensor, sigma_B: Tensor) -> Tensor:
         # At the top level sampling starts from noise alone: adding the clip would leak its low frequencies
@@ -150,12 +161,24 @@ class RecoveryBatches:
 def _blank(conditions: Conditions, dropped_B: Tensor) -> Conditions:
     if not dropped_B.any():
         return conditions
+    tensors = conditions.tensors
+    empty = {name.removeprefix("negative_"): t for name, t in tensors.items() if name.startswith("negative_")}
+    if empty:  # a text is blank where it is the empty text's; all else stays
+        rows = {name: dropped_B.view(-1, *[1] * (t.ndim - 1)) for name, t in empty.items()}
+        return Conditions(tensors | {n: torch.where(rows[n], t, tensors[n]) for n, t in empty.items()})
     blanked = {
         # ids (frame rate and the like) stay: base models drop what is seen, not how it is played
         name: tensor if name.endswith("_ids") else tensor * (~dropped_B).view(-1, *[1] * (tensor.ndim - 1))
-        for name, tensor in conditions.tensors.items()
+        for name, tensor in tensors.items()
     }
     return Conditions(blanked)
+
+
+def _told(conditions: Conditions, guidance_B: Tensor | None) -> Conditions:
+    if guidance_B is None:
+        return conditions
+    scale = guidance_B.to(conditions.tensors["guidance"])
+    return Conditions(conditions.tensors | {"guidance": scale})
 
 
 def precompute(

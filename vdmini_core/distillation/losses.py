@@ -36,26 +36,29 @@ def task_reconstruction(
     pred_BFChw: Tensor,
     target_BFChw: Tensor,
     sigma_B: Tensor | None = None,
-    weighting: Literal["none", "edm"] = "none",
+    weighting: Literal["none", "edm", "noise"] = "none",
 ) -> Tensor:
-    """L_task of an EDM model: E[λ(σ) ||x̂0 - x0||²], a mean over everything.
+    """L_task of a diffusion model: E[λ(σ) ||x̂0 - x0||²], a mean over everything.
 
     At one step and one level this is SF-V's reconstruction loss (arXiv 2406.04324).
 
     Args:
         pred_BFChw: predicted clean latents.
         target_BFChw: latents of the real clip, or the teacher's prediction for the same noise.
-        sigma_B: noise levels (B,), needed for `edm`.
-        weighting: `none` for one-step models (one level has one weight), `edm` for many levels.
+        sigma_B: noise levels (B,), needed for `edm` and `noise`.
+        weighting: `none` for one-step models (one level has one weight), `edm` for many levels; `noise`,
+            1/σ², is the error of the predicted noise, as x = x0 + σ ε gives x̂0 - x0 = σ (ε - ε̂) (DDPM,
+            arXiv 2006.11239, Eq. 14).
 
     Raises:
-        TrainingError: `edm` without noise levels.
+        TrainingError: a weighting without noise levels.
     """
     error_B = (pred_BFChw.float() - target_BFChw.float()).square().flatten(1).mean(dim=1)
-    if weighting == "edm":
+    if weighting != "none":
         if sigma_B is None:
-            raise TrainingError("EDM weighting needs the noise level of every clip", expected="sigma_B (B,)")
-        error_B = error_B * edm_weight(sigma_B.float())
+            raise TrainingError("this weighting needs the noise level of every clip", expected="sigma_B (B,)")
+        sigma_B = sigma_B.float()
+        error_B = error_B * (edm_weight(sigma_B) if weighting == "edm" else sigma_B**-2)
     return error_B.mean()
 
 

@@ -16,6 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vdmini_core.distillation.consistency import (
+    OwnTask,
+    consistency_target,
+    lower_levels,
+    own_task,
+    pseudo_huber,
+)
 from vdmini_core.distillation.data import RecoveryBatch
 from vdmini_core.distillation.discriminator import DiscriminatorHeads, encode, encoder_points
 from vdmini_core.distillation.feature_taps import feature_taps
@@ -35,7 +42,7 @@ from vdmini_core.distillation.optim import (
     student_optimizer,
 )
 from vdmini_core.errors import TrainingError
-from vdmini_core.models.base import Family
+from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.params import DistillParams
 
 Average = Callable[[Sequence[Tensor]], None]
@@ -56,6 +63,7 @@ class RecoveryStep:
         one_step: the teacher samples in one step; decides what the task loss `auto` means.
         seed: of the heads' initial weights.
         average: averages a list of tensors over workers in place; None for one worker.
+        settings: of the teacher's sampling, for a family that says what its own task loss is.
     """
 
     def __init__(
@@ -70,14 +78,21 @@ class RecoveryStep:
         one_step: bool = True,
         seed: int = 0,
         average: Average | None = None,
+        settings: SamplingSettings | None = None,
     ) -> None:
+        self.settings = settings
+        own = own_task(family, settings) if settings is not None else "reconstruction"
         self.family, self.params, self.average = family, params, average
         self.student = student.requires_grad_(True).train()
+        for module in student.modules():
+            if isinstance(module, nn.Dropout):  # ModelScope's temporal convolutions have it: a hidden draw
+                module.eval()
         self.teacher = teacher.requires_grad_(False).eval()
         self.pairs = tuple(feature_pairs) if params.lambda_icd else ()
         self.points = encoder_points(family, teacher) if params.lambda_mca else ()
-        self.task_weights = task_weights(params, one_step)
-        self.weighting: Any = "none" if one_step else "edm"
+        self.task_weights = task_weights(params, one_step, own)
+        self.weighting: Any = "none" if one_step else "noise" if own == "noise" else "edm"
+        self._lower(example.sigma_B)  # refuses a teacher that is no consistency model before it is trained
         self.step_count, self.first_task = 0, math.nan
         self.ema = MovingAverage(student, params.ema_decay)
         self.optimizer = student_optimizer(student, params)
@@ -129,7 +144,8 @@ class RecoveryStep:
         """The student's named terms and the heads' own loss, ready for one backward pass each."""
         given = (batch.noisy_BFChw, batch.sigma_B, batch.conditions)
         with torch.no_grad(), feature_taps(self.teacher, [t for _, t in self.pairs]) as teacher_feats:
-            wanted = self.pairs or self.points or self.task_weights["teacher"]
+            weights = self.task_weights
+            wanted = self.pairs or self.points or weights["teacher"] or weights["consistency"]
             real = self.family.denoise(self.teacher, *given).float() if wanted else None
         with feature_taps(self.student, [s for s, _ in self.pairs]) as student_feats:
             fake = self.family.denoise(self.student, *given).float()
@@ -148,9 +164,25 @@ class RecoveryStep:
         parts = [
             weight * task_reconstruction(fake, target, batch.sigma_B, self.weighting)
             for name, weight in self.task_weights.items()
-            if weight and (target := targets[name]) is not None
+            if weight and (target := targets.get(name)) is not None
         ]
+        lower_B = self._lower(batch.sigma_B)
+        if lower_B is not None and real is not None:
+            target = consistency_target(
+                lambda noisy, sigma: self.family.denoise(self.teacher, noisy, sigma, batch.conditions),
+                batch.noisy_BFChw,
+                real,
+                batch.sigma_B,
+                lower_B,
+            )
+            parts.append(self.task_weights["consistency"] * pseudo_huber(fake, target))
         return torch.stack(parts).sum()
+
+    def _lower(self, sigma_B: Tensor) -> Tensor | None:
+        """The next lower noise levels (B,) for consistency distillation; None where it is off."""
+        if not self.task_weights["consistency"] or not self.params.lambda_task:
+            return None
+        return lower_levels(self.family, sigma_B, self.settings)
 
     def _adversarial(self, batch: RecoveryBatch, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """L_MCA's two sides; the fake's features are computed once and detached for the heads."""
@@ -257,10 +289,12 @@ class RecoveryStep:
         self.step_count, self.first_task = state["step"], state["first_task"]
 
 
-def task_weights(params: DistillParams, one_step: bool) -> dict[str, float]:
-    """How much of the task loss looks at real clips and how much at the teacher's prediction."""
+def task_weights(params: DistillParams, one_step: bool, own: OwnTask = "reconstruction") -> dict[str, float]:
+    """How much of the task loss looks at real clips, at the teacher's prediction, and along its path."""
+    kinds = ("reconstruction", "teacher", "consistency")
+    if params.task_loss == "auto" and own != "reconstruction":
+        return dict.fromkeys(kinds, 0.0) | {"reconstruction" if own == "noise" else own: 1.0}
     if params.task_loss == "auto":
-        return (
-            {"reconstruction": 0.5, "teacher": 0.5} if one_step else {"reconstruction": 1.0, "teacher": 0.0}
-        )
-    return {name: float(name == params.task_loss) for name in ("reconstruction", "teacher")}
+        share = 0.5 if one_step else 0.0
+        return {"reconstruction": 1.0 - share, "teacher": share, "consistency": 0.0}
+    return {name: float(name == params.task_loss) for name in kinds}

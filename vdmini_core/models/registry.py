@@ -162,8 +162,9 @@ def default_settings(unet: dict[str, Any], vae: dict[str, Any]) -> SamplingSetti
     """Sampling settings from the configs of U-Net and VAE alone."""
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     if "motion_cond_proj_dim" in unet:
-        text = VIDEOCRAFTER2_DEFAULTS if unet.get("time_cond_proj_dim") is None else TURBO_DEFAULTS
-        return SamplingSettings(**text, latent_scale=scale)  # type: ignore[arg-type]
+        rescaled = unet.get("time_cond_proj_dim") is None
+        text = VIDEOCRAFTER2_DEFAULTS if rescaled else TURBO_DEFAULTS
+        return SamplingSettings(**text, latent_scale=scale, rescaled_schedule=rescaled)  # type: ignore[arg-type]
     defaults: dict[str, Any] = dict(SVD_DEFAULTS)
     size: Any = unet.get("sample_size")
     real = size is None or size == 96  # the published checkpoints say 96 and sample 72x128

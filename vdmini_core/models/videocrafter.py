@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from vdmini_core.models import videocrafter_sampling
 from vdmini_core.models.base import Conditions, SamplingSettings
 from vdmini_core.models.inputs import ClipInputs, Need, clip_seeds
 from vdmini_core.models.registry import register_family
-from vdmini_core.models.t2v_schedulers import ConsistencyScheduler
+from vdmini_core.models.t2v_schedulers import ConsistencyScheduler, RescaledDDIMScheduler
 from vdmini_core.models.unet_family import UNetFamily
 
 
@@ -61,5 +61,26 @@ class VideoCrafterFamily(UNetFamily):
             return videocrafter_sampling.sample(pipeline, denoiser, noise_BFChw, conditions, settings)
 
     def training_sigmas(self, settings: SamplingSettings, count: int, generator: torch.Generator) -> Tensor:
-        """Noise levels (count,) for recovery, of T2V-Turbo-v2's schedule (no scale)."""
-        return videocrafter_sampling.training_sigmas(ConsistencyScheduler(), settings.steps, count, generator)
+        """Noise levels (count,) for recovery, of the base model's schedule."""
+        return videocrafter_sampling.training_sigmas(_schedule(settings), settings.steps, count, generator)
+
+    def own_task(self, settings: SamplingSettings) -> Literal["noise", "consistency"]:
+        """VideoCrafter2 learned to predict noise, T2V-Turbo-v2 by consistency distillation."""
+        return "noise" if settings.rescaled_schedule else "consistency"
+
+    def lower_sigmas(self, sigma_B: Tensor, settings: SamplingSettings) -> Tensor:
+        """The next lower noise levels (B,) on the grid that T2V-Turbo-v2 was distilled on; 0 below it."""
+        return videocrafter_sampling.lower_sigmas(_schedule(settings), sigma_B)
+
+    def training_guidance(
+        self, settings: SamplingSettings, count: int, generator: torch.Generator
+    ) -> Tensor | None:
+        """Guidance scales (count,) as T2V-Turbo-v2's training draws them; VideoCrafter2 is told none."""
+        if settings.rescaled_schedule:
+            return None
+        low, high = videocrafter_sampling.TRAINED_GUIDANCE
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+
+def _schedule(settings: SamplingSettings) -> RescaledDDIMScheduler | ConsistencyScheduler:
+    return RescaledDDIMScheduler() if settings.rescaled_schedule else ConsistencyScheduler()
