@@ -57,7 +57,15 @@ def total_flops(denoiser: nn.Module, settings: SamplingSettings) -> int:
 
 
 def decoder_flops(vae: Any, settings: SamplingSettings) -> dict[str, int]:
-    """Operations of decoding one clip in one go, per module path of the VAE decoder, temporal or not."""
+    """Operations of decoding one clip in one go, per module path of the VAE decoder, temporal or not.
+
+    Raises:
+        ModelError: for a decoder too large to be counted.
+    """
+    if hasattr(vae.config, "z_dim") or "temporal_compression_ratio" in vae.config:
+        from vdmini_core.models.dit.counting import video_decoder_flops
+
+        return video_decoder_flops(vae, settings)
     config = {k: v for k, v in vae.config.items() if not k.startswith("_")}
     decoder: Any = build_on_meta(type(vae), config).decoder
     latents = torch.zeros(settings.frames, config["latent_channels"], *settings.latent_size, device="meta")

@@ -25,6 +25,9 @@ from vdmini_core.models.dit.table import architecture_of
 from vdmini_core.models.pruned_unet import build_on_meta
 
 
+MOST_MASKED_CELLS = 4096
+
+
 class ShapesWhereWeightsAre(TorchDispatchMode):
     """Runs an operation on the meta device as soon as one of its tensors is there."""
 
@@ -94,6 +97,30 @@ def _counted(cls: Any, config: str, frames: int, height: int, width: int, tokens
         if path.startswith(prefix)
     }
     return {**counts, "": counter.get_total_flops()}
+
+
+def video_decoder_flops(vae: Any, settings: SamplingSettings) -> dict[str, int]:
+    """Operations of decoding one clip by a video autoencoder, as its own `decode` cuts it; "" is the total.
+
+    Raises:
+        ModelError: where its attention over all cells of several frames is masked cell by cell: too many.
+    """
+    height, width = settings.latent_size
+    masked = type(vae).__name__ == "AutoencoderKLHunyuanVideo"
+    if masked and settings.latent_frames * height * width > MOST_MASKED_CELLS:
+        raise ModelError(
+            "the operations of this decoder cannot be counted at this size",
+            expected=f"{MOST_MASKED_CELLS} latent cells or fewer",
+            found=f"{settings.latent_frames} x {height} x {width}",
+        )
+    model: Any = build_on_meta(type(vae), config_of(vae))
+    for module in model.modules():
+        _real_tables(module, root=False)
+    channels = vae.config.get("z_dim") or vae.config["latent_channels"]
+    latents = torch.zeros(1, channels, settings.latent_frames, height, width)
+    with torch.no_grad(), ShapesWhereWeightsAre(), FlopCounterMode(display=False) as counter:
+        model.decode(latents)
+    return {"": counter.get_total_flops()}
 
 
 def _real_tables(module: nn.Module, root: bool) -> None:
