@@ -1,4 +1,4 @@
-"""A tiny config of every video transformer of diffusers: a few layers, eight or so channels, random weights."""
+"""A tiny config of every video transformer of diffusers: a few layers, few channels, random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every video transformer that the pinned diffusers exports, through one door: units, bypass, student, features."""
+"""Every video transformer that the pinned diffusers exports, through one door: units, student, features."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def answer(name: str, model: Any) -> list[Tensor]:
 
 
 def video_transformers() -> set[str]:
-    """Classes that diffusers exports and that see clips: by name, or by a forward that takes vision tokens."""
+    """Classes of diffusers that see clips: by name, or by a forward that takes vision tokens."""
     import diffusers
 
     found = set()

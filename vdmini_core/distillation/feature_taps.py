@@ -45,7 +45,8 @@ def _first_tensor(output: Any) -> Tensor:
 def feature_taps(model: nn.Module, paths: Sequence[str]) -> Iterator[Features]:
     """Within the context every forward pass fills the yielded dictionary: path -> output tensor, graph kept.
 
-    Outputs are (B*F, C, h, w): of a transformer its tokens, put on the grid of their frames. The hooks are removed on leaving, whatever happens inside.
+    Outputs are (B*F, C, h, w): of a transformer its tokens, put on the grid of their frames.
+    The hooks are removed on leaving, whatever happens inside.
 
     Args:
         model: the network to read.

@@ -1,4 +1,4 @@
-"""One call of a denoiser or of an autoencoder's decoder with made-up inputs: for clocks and for comparisons."""
+"""One call of a denoiser or of an autoencoder's decoder with made-up inputs, for clocks and comparisons."""
 
 from __future__ import annotations
 

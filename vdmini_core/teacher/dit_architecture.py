@@ -62,7 +62,7 @@ def _transformer() -> Any:
 
 
 def _vae() -> Any:
-    """Latents of four channels; the stock normalisation, which has numbers for sixteen, is replaced by none."""
+    """Latents of four channels; the stock normalisation has numbers for sixteen, here is none."""
     return AutoencoderKLWan(
         base_dim=4,
         z_dim=4,

@@ -1,4 +1,4 @@
-"""What each transformer class is called with: one clip's noise, a prompt, and whatever else it cannot do without.
+"""What each transformer class is called with: noise, a prompt, and whatever else it cannot do without.
 
 For counting operations (meta device), timing and tests; families of pipelines prepare the real thing.
 """

@@ -24,7 +24,6 @@ from vdmini_core.models.dit.student import config_of
 from vdmini_core.models.dit.table import architecture_of
 from vdmini_core.models.pruned_unet import build_on_meta
 
-
 MOST_MASKED_CELLS = 4096
 
 
@@ -124,7 +123,7 @@ def video_decoder_flops(vae: Any, settings: SamplingSettings) -> dict[str, int]:
 
 
 def _real_tables(module: nn.Module, root: bool) -> None:
-    """Zeros for buffers, plain tensors and the model's own parameters: they are small, and some are looked at."""
+    """Zeros for buffers, plain tensors and the model's own parameters: small, and some are looked at."""
     for name, buffer in module._buffers.items():
         if buffer is not None and buffer.is_meta:
             module._buffers[name] = torch.zeros_like(buffer, device="cpu")

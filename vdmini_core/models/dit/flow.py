@@ -42,7 +42,7 @@ def clean_of(noisy: Tensor, sigma_B: Tensor, velocity: Velocity) -> Tensor:
 
 
 def training_sigmas(shift: float, one_step: bool, count: int, generator: torch.Generator) -> Tensor:
-    """Noise levels (count,) of recovery: the top one for a one-step teacher, else of uniform, shifted times."""
+    """Noise levels (count,) of recovery: the top one for one step, else of uniform, shifted times."""
     if one_step:
         return sigma_of(torch.full((count,), TOP_TIME))
     times = shifted(torch.rand(count, generator=generator), shift)

@@ -75,7 +75,7 @@ class FlowFamily(TransformerFamily):
         conditions: Conditions,
         settings: SamplingSettings,
     ) -> Tensor:
-        """Unit noise -> clean scaled latents (B, F, C, h, w), step by step as the stock call; no gradients."""
+        """Unit noise -> clean scaled latents (B, F, C, h, w), as the stock call steps; no gradients."""
         scheduler: Any = copy.deepcopy(pipeline.scheduler)
         dtype = next(denoiser.parameters()).dtype
         latents = noise_BFChw.transpose(1, 2).contiguous().float()

@@ -21,7 +21,7 @@ from vdmini_core.models.unet_family import reinitialised
 
 
 class TransformerFamily:
-    """The half of a family that looks at the transformer's structure alone; serves every class of the table."""
+    """The half of a family that looks at the transformer's structure alone, for every class of the table."""
 
     denoiser_name = "transformer"
 

@@ -1,4 +1,4 @@
-"""From a transformer and removed layers to the student: the stock class with smaller numbers in its config."""
+"""From a transformer and removed layers to the student: the stock class, smaller numbers in its config."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def cut_config(teacher: Any, gone: Iterable[Layer]) -> dict[str, Any]:
 
 
 def group_of(name: str, stacked: Iterable[str]) -> str:
-    """The map's prefix of a weight: its layer where it is in one of the lists `stacked`, else its top module."""
+    """The map's prefix of a weight: its layer where it is in a list of `stacked`, else its top module."""
     parts = name.split(".")
     return ".".join(parts[:2]) if parts[0] in stacked else parts[0]
 
@@ -124,7 +124,7 @@ def _by_group(
 
 
 def _copy_weights(teacher: nn.Module, student: nn.Module, layer_map: Mapping[str, str]) -> None:
-    """Give the (meta) student its own copies of the teacher's weights, and of what the class makes by itself."""
+    """Give the (meta) student its own copies of the teacher's weights, and of what the class makes itself."""
     stacked = {path.partition(".")[0] for path in layer_map if "." in path}
     source, state = teacher.state_dict(), {}
     for name in student.state_dict():
