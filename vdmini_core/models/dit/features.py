@@ -66,7 +66,8 @@ def feature_shaper(model: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
 
     handle = model.register_forward_pre_hook(measure, with_kwargs=True)
     try:
-        yield lambda feature: frames_on_grid(feature, grid)
+        # Contiguous as a U-Net's: group norm's backward crashes on permuted ones (torch 2.13, CPU).
+        yield lambda feature: frames_on_grid(feature, grid).contiguous()
     finally:
         handle.remove()
 
