@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from vdmini_core.errors import ModelError
@@ -34,16 +34,24 @@ class ShapesWhereWeightsAre(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten._to_copy.default and args[0].is_meta:
             return func(*args, **(kwargs | {"device": torch.device("meta")}))
-        found: list[bool] = []
-        tree_map(lambda leaf: found.append(isinstance(leaf, Tensor) and leaf.is_meta), (args, kwargs))
-        if not any(found):
+        if not any(tensor.is_meta for tensor in _tensors((*args, *kwargs.values()))):
             return func(*args, **kwargs)
         if func is torch.ops.aten.index.Tensor:
             args = (args[0], [place for mask in args[1] for place in _places(mask)])
-        args, kwargs = tree_map(_shape_only, (args, kwargs))
+        args = tuple(_shape_only(argument) for argument in args)
+        kwargs = {name: _shape_only(argument) for name, argument in kwargs.items()}
         if isinstance(kwargs.get("device"), torch.device):
             kwargs["device"] = torch.device("meta")
         return func(*args, **kwargs)
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    """Tensors among an operation's arguments: they lie open or in one list."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, list | tuple):
+            yield from (part for part in argument if isinstance(part, Tensor))
 
 
 def _places(index: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -52,10 +60,12 @@ def _places(index: Tensor | None) -> tuple[Tensor | None, ...]:
     return index.nonzero(as_tuple=True) if is_mask else (index,)  # type: ignore[union-attr]
 
 
-def _shape_only(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor) or leaf.is_meta:
-        return leaf
-    return torch.empty_like(leaf, device="meta")
+def _shape_only(argument: Any) -> Any:
+    if isinstance(argument, list | tuple):
+        return type(argument)(_shape_only(part) for part in argument)
+    if not isinstance(argument, Tensor) or argument.is_meta:
+        return argument
+    return torch.empty_like(argument, device="meta")
 
 
 def dit_flops(denoiser: Any, settings: SamplingSettings, text_tokens: int | None = None) -> dict[str, int]:
