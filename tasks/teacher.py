@@ -287,15 +287,15 @@ def check_fit(pipeline: Any, settings: SamplingSettings) -> None:
     """
     check_frames(settings)
     scale = settings.latent_scale * _patch(pipeline)
+    least = min(SMALLEST_LATENT, _cells(pipeline))
     for name, pixels in (("height", settings.height), ("width", settings.width)):
         if pixels % scale:
             raise ModelError(
                 f"prepare.{name} does not fit the teacher",
                 expected=f"a multiple of {scale}, the teacher's pixels per latent cell",
                 found=str(pixels),
-                fix=f"set prepare.{name} to {max(pixels // scale, SMALLEST_LATENT) * scale}",
+                fix=f"set prepare.{name} to {max(pixels // scale, least) * scale}",
             )
-        least = 1 if settings.frame_scale > 1 else min(SMALLEST_LATENT, _cells(pipeline))
         if pixels // scale < least:
             raise ModelError(
                 f"prepare.{name} is too small for the teacher",
@@ -368,6 +368,8 @@ def _patch(pipeline: Any) -> int:
 
 def _cells(pipeline: Any) -> int:
     """Latent cells a side the pipeline itself is made for, where that is fewer than the usual least."""
+    if not hasattr(pipeline, "unet"):
+        return 1  # a transformer sees a single token as well
     size = pipeline.unet.config.sample_size
     if size is None:
         return SMALLEST_LATENT

@@ -21,7 +21,7 @@ UNCOUNTED = ("AnyFlowFARTransformer3DModel", "HeliosTransformer3DModel", "Kandin
 NO_CPU_BACKWARD = ("AnyFlowFARTransformer3DModel", "Kandinsky6SRTransformer3DModel")  # flex attention
 UNETS = {
     "UNetSpatioTemporalConditionModel": "whole story: `StableVideoDiffusionPipeline`",
-    "UNet3DConditionModel": "refused; as `vdmini_core.UNet3DFpsConditionModel` whole story: `VideoCrafterPipeline`",
+    "UNet3DConditionModel": "refused; with a frame rate, as `UNet3DFpsConditionModel`, whole story",
     "UNetMotionModel": "no: its motion modules lie inside blocks that no family knows",
     "I2VGenXLUNet": "no: no family knows its conditions",
 }
