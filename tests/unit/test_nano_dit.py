@@ -1,4 +1,4 @@
-"""The video transformer made on the spot, through the stages that look at its make: teacher, times, surgery."""
+"""The video transformer made on the spot, through stages that look at its make: teacher, times, surgery."""
 
 from __future__ import annotations
 
