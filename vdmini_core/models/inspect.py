@@ -107,8 +107,7 @@ def load_architecture(
         configs = BUILT_IN[name]
         parts = (denoiser_part(configs["index"]), "vae")
         denoiser, vae = (_on_meta(configs["index"], part, configs[part]) for part in parts)
-        found: list[dict[str, Any]] = [dict(model.config) for model in (denoiser, vae)]  # type: ignore[call-overload]
-        settings = default_settings(*found, configs.get("scheduler"))
+        settings = default_settings(_config(denoiser), _config(vae), configs.get("scheduler"))
         return family_of_class(str(configs["index"]["_class_name"])), denoiser, vae, settings
     directory = Path(directory_or_name)
     if not directory.is_dir():
@@ -181,6 +180,10 @@ def inspect_model(
             "guidance": used.guidance,
         },
     }
+
+
+def _config(model: Any) -> dict[str, Any]:
+    return dict(model.config)
 
 
 def _decoder_flops(vae: Any, settings: SamplingSettings) -> int | None:

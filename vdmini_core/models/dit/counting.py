@@ -81,7 +81,8 @@ def dit_flops(denoiser: Any, settings: SamplingSettings, text_tokens: int | None
     most = denoiser.config.get("max_text_seq_length")
     tokens = text_tokens or architecture_of(denoiser).text_tokens
     tokens = tokens if most is None else min(tokens, most)
-    return dict(_counted(type(denoiser), config, settings.latent_frames, *settings.latent_size, tokens))
+    cls: Any = type(denoiser)
+    return dict(_counted(cls, config, settings.latent_frames, *settings.latent_size, tokens))
 
 
 @functools.lru_cache(maxsize=64)
