@@ -262,14 +262,14 @@ def measure_times(
     pipeline: Any, units: Sequence[Unit], settings: SamplingSettings, repeats: int
 ) -> dict[str, Any]:
     """Milliseconds of every unit in one pass at batch 1; copy the file to `timing/` to plan by latency."""
-    from vdmini_core.models.flops import unet_inputs
-    from vdmini_core.models.registry import architecture
+    from vdmini_core.models.calls import example_call
+    from vdmini_core.models.registry import architecture, family_of
     from vdmini_core.profiling.timing import time_units
 
-    denoiser = pipeline.unet
+    denoiser = getattr(pipeline, family_of(pipeline).denoiser_name)
     device = str(next(denoiser.parameters()).device)
-    inputs = unet_inputs(denoiser, settings.frames, *settings.latent_size, device=device)
-    times = time_units(denoiser, units, lambda: denoiser(*inputs), repeats)
+    call = example_call(denoiser, settings, device)
+    times = time_units(denoiser, units, lambda: call(denoiser), repeats)
     # Times do not depend on weights, but unit names are the same in models of other widths.
     return times | {"device": device, "architecture": architecture(denoiser)}
 

@@ -66,30 +66,23 @@ def cut_vae_decoder(job: StageJob, pipeline: Any) -> None:
 def verify_reload(
     student: nn.Module, vae: Any, directory: Path, name: str, settings: SamplingSettings
 ) -> None:
-    """Load what was written; one pass of the U-Net and one small decoding must be the same bit by bit.
+    """Load what was written; one pass of the denoiser and one small decoding must be the same bit by bit.
 
     Raises:
         ModelError: when the loaded student answers differently.
     """
     import torch
 
-    from vdmini_core.models.flops import unet_inputs
+    from vdmini_core.models.calls import example_call, example_decoding
     from vdmini_core.models.registry import load_pipeline
 
     device = next(student.parameters()).device
     pipeline = load_pipeline(directory, device=device)
     loaded: Any = getattr(pipeline, name)
-    generator = torch.Generator().manual_seed(0)
-    shapes = unet_inputs(student, settings.frames, *settings.latent_size)
-    inputs = [
-        None if like is None else torch.rand(tuple(like.shape), generator=generator).to(device)
-        for like in shapes
-    ]
+    call, decode = example_call(student, settings, device, seed=0), example_decoding(vae, device)
     with torch.no_grad():
-        before, after = (model(*inputs, return_dict=False)[0] for model in (student, loaded))
-        latents = torch.randn(2, vae.config.latent_channels, 8, 8, generator=generator).to(device)
-        told = {"num_frames": 2} if hasattr(vae.decoder, "time_conv_out") else {}  # a temporal decoder
-        painted = [model.decode(latents, **told, return_dict=False)[0] for model in (vae, pipeline.vae)]
+        before, after = (call(model) for model in (student, loaded))
+        painted = [decode(model) for model in (vae, pipeline.vae)]
     outputs = zip((before, after), painted, strict=True)
     before, after = (torch.cat([made.flatten(), frames.flatten()]) for made, frames in outputs)
     if not torch.equal(before, after):

@@ -91,7 +91,9 @@ class TeacherParams(Section):
     """Where the pretrained teacher comes from."""
 
     source: Literal["bundled", "path", "hub", "train"] = "bundled"
-    bundled: str = Field("mini", description="name of a teacher of the package: mini, nano, nano-t2v")
+    bundled: str = Field(
+        "mini", description="name of a teacher of the package: mini, nano, nano-t2v, nano-dit"
+    )
     path: str = Field("teachers", min_length=1, description="diffusers pipeline directory, for source: path")
     hub_id: str | None = Field(None, description="owner/name on the Hugging Face hub, for source: hub")
     revision: str | None = Field(

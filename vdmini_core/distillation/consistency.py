@@ -23,7 +23,7 @@ from vdmini_core.errors import TrainingError
 from vdmini_core.models.base import SamplingSettings
 
 HUBER_C = 0.001  # as LCM's and T2V-Turbo's training takes it
-OwnTask = Literal["reconstruction", "noise", "consistency"]
+OwnTask = Literal["reconstruction", "noise", "flow", "consistency"]
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (noisy, sigma_B) -> clean
 
 

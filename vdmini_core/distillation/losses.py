@@ -36,7 +36,7 @@ def task_reconstruction(
     pred_BFChw: Tensor,
     target_BFChw: Tensor,
     sigma_B: Tensor | None = None,
-    weighting: Literal["none", "edm", "noise"] = "none",
+    weighting: Literal["none", "edm", "noise", "flow"] = "none",
 ) -> Tensor:
     """L_task of a diffusion model: E[λ(σ) ||x̂0 - x0||²], a mean over everything.
 
@@ -45,10 +45,11 @@ def task_reconstruction(
     Args:
         pred_BFChw: predicted clean latents.
         target_BFChw: latents of the real clip, or the teacher's prediction for the same noise.
-        sigma_B: noise levels (B,), needed for `edm` and `noise`.
+        sigma_B: noise levels (B,), needed by all but `none`.
         weighting: `none` for one-step models (one level has one weight), `edm` for many levels; `noise`,
             1/σ², is the error of the predicted noise, as x = x0 + σ ε gives x̂0 - x0 = σ (ε - ε̂) (DDPM,
-            arXiv 2006.11239, Eq. 14).
+            arXiv 2006.11239, Eq. 14); `flow`, (1 + σ)²/σ², is the error of the predicted velocity, as
+            x̂0 - x0 = s (v - v̂) at the flow time s = σ / (1 + σ) (arXiv 2210.02747).
 
     Raises:
         TrainingError: a weighting without noise levels.
@@ -58,7 +59,8 @@ def task_reconstruction(
         if sigma_B is None:
             raise TrainingError("this weighting needs the noise level of every clip", expected="sigma_B (B,)")
         sigma_B = sigma_B.float()
-        error_B = error_B * (edm_weight(sigma_B) if weighting == "edm" else sigma_B**-2)
+        weights = {"edm": edm_weight(sigma_B), "noise": sigma_B**-2, "flow": ((1 + sigma_B) / sigma_B) ** 2}
+        error_B = error_B * weights[weighting]
     return error_B.mean()
 
 

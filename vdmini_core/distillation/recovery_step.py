@@ -108,7 +108,7 @@ class RecoveryStep:
         self.points = encoder_points(family, teacher) if params.lambda_mca else ()
         self.task_weights = task_weights(params, one_step, own)
         self.names = term_names(params)
-        self.weighting: Any = "none" if one_step else "noise" if own == "noise" else "edm"
+        self.weighting: Any = "none" if one_step else own if own in ("noise", "flow") else "edm"
         self._lower(example.sigma_B)  # refuses a teacher that is no consistency model before it is trained
         if params.activation_checkpointing:
             checkpoint_activations(student, teacher)
@@ -357,7 +357,7 @@ def task_weights(params: DistillParams, one_step: bool, own: OwnTask = "reconstr
     """How much of the task loss looks at real clips, at the teacher's prediction, and along its path."""
     kinds = ("reconstruction", "teacher", "consistency")
     if params.task_loss == "auto" and own != "reconstruction":
-        return dict.fromkeys(kinds, 0.0) | {"reconstruction" if own == "noise" else own: 1.0}
+        return dict.fromkeys(kinds, 0.0) | {own if own == "consistency" else "reconstruction": 1.0}
     if params.task_loss == "auto":
         share = 0.5 if one_step else 0.0
         return {"reconstruction": 1.0 - share, "teacher": share, "consistency": 0.0}

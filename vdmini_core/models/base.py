@@ -78,8 +78,10 @@ class SamplingSettings:
     """How a pipeline directory wants to be sampled (its `vdmini.json`, or the family's defaults).
 
     `latent_scale` is the pipeline's own: pixels per latent cell, 2 ** (VAE levels - 1). `load_settings`
-    reads it from the VAE, so that everything that sees the denoiser alone knows the latent size. So is
-    `rescaled_schedule`: noise levels are those of VideoCrafter2, which scales the clean sample.
+    reads it from the VAE, so that everything that sees the denoiser alone knows the latent size. So are
+    `frame_scale`, frames per latent frame (the first frame apart, which has its own), `rescaled_schedule`
+    (noise levels are those of VideoCrafter2, which scales the clean sample), and `flow_shift` of the
+    scheduler of a flow-matching model.
     """
 
     frames: int
@@ -93,6 +95,13 @@ class SamplingSettings:
     decode_chunk_size: int = 8
     latent_scale: int = 8
     rescaled_schedule: bool = False
+    frame_scale: int = 1
+    flow_shift: float = 1.0
+
+    @property
+    def latent_frames(self) -> int:
+        """Number of latent frames."""
+        return (self.frames - 1) // self.frame_scale + 1
 
     @property
     def latent_size(self) -> tuple[int, int]:

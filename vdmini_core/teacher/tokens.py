@@ -16,6 +16,7 @@ from vdmini_core.data.captions import scene_caption
 from vdmini_core.data.procedural import ProceduralSpec, draw_scene
 
 END = "</w>"  # of a word, as CLIP marks it
+SPACE = "▁"  # before a word, as SentencePiece marks it
 START_TEXT, END_TEXT = "<|startoftext|>", "<|endoftext|>"
 LEARNED_FROM = 400  # captions a level
 MERGES = 500
@@ -78,3 +79,19 @@ def _byte_letters() -> Iterable[str]:
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     spare = iter(range(256, 512))
     return (chr(byte) if byte in plain else chr(next(spare)) for byte in range(256))
+
+
+def word_tokenizer(length: int = 512) -> Any:
+    """A `T5Tokenizer` whose pieces are the words and letters of procedural captions.
+
+    Args:
+        length: of the longest prompt, in tokens.
+    """
+    from transformers import T5Tokenizer
+
+    words = Counter(word for text in _captions() for word in text.lower().split())
+    letters = sorted({letter for word in words for letter in word} | set("abcdefghijklmnopqrstuvwxyz,."))
+    pieces = [*(SPACE + word for word in sorted(words)), SPACE, *letters]
+    scored = [(piece, -float(number)) for number, piece in enumerate(["<pad>", "</s>", "<unk>", *pieces])]
+    tokenizer: Any = T5Tokenizer
+    return tokenizer(vocab=scored, extra_ids=0, model_max_length=length)
