@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cli_registry import promote_command, reproduce_command, rollback_command
 from tasks.stage import REPRODUCIBLE, STAGES
 from vdmini_core.cli import CORE_COMMANDS, new_app, run_app
 from vdmini_core.cli_plan import (
@@ -334,9 +335,12 @@ _OWN_COMMANDS: dict[str, Callable[..., None]] = {
     "prepare": _prepare_command,
     "teacher": _teacher_command,
     "plan": _plan_command,
+    "promote": promote_command,
 }
 for _name in STAGES:
     app.command(_name)(_OWN_COMMANDS.get(_name) or _stage_command(_name))
+app.command("rollback")(rollback_command)
+app.command("reproduce")(reproduce_command)
 for _name, _function in CORE_COMMANDS.items():
     if _name not in STAGES:
         app.command(_name)(_function)
