@@ -6,6 +6,9 @@ import base64
 import os
 import subprocess
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +16,7 @@ from typing import Any
 
 from tasks.gate import Checks
 from tasks.stage import finished
-from vdmini_core.artifacts import code_version, digest_of, is_safetensors, sha256_file
+from vdmini_core.artifacts import digest_of, is_safetensors, sha256_file
 
 HARMLESS = frozenset({".json", ".txt", ".md"})  # read as text, never run
 TRIAL_STEPS = 2  # whether it generates shows after two steps; how well, `evaluate` has measured
@@ -31,7 +34,7 @@ def provenance(root: Path) -> dict[str, str]:
         "data": digest_of(finished(root, "prepare")["outputs"]),
         "dvc_lock": sha256_file(lock) if lock.is_file() else "none",
         "git_commit": git_commit(root),
-        "code": digest_of(code_version()),
+        "code": digest_of(finished(root, "distill")["code"]),
     }
 
 
@@ -79,17 +82,34 @@ def unsafe_files(folder: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
+@contextmanager
+def without_hint_warning() -> Iterator[None]:
+    """Not told that `predict` has no type hints: with them MLflow would refuse arrays and images.
+
+    It sets filters of its own, so that the one who shows warnings is replaced.
+    """
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+        warnings.showwarning = lambda message, *more, **named: (
+            None if "type hints" in str(message) else show(message, *more, **named)
+        )
+        yield
+
+
 def _generates(folder: Path, device: str) -> bool | str:
     """One clip through the very class that is served."""
     import pandas as pd
     from PIL import Image
     from torch import nn
 
-    from tasks.serving_model import VideoStudent
     from vdmini_core.data.video import read_video
+    from vdmini_core.models.registry import quiet_libraries
 
-    student = VideoStudent()
-    student.load_context(SimpleNamespace(artifacts={"pipeline": folder}))
+    with quiet_libraries(), without_hint_warning():
+        from tasks.serving_model import VideoStudent
+
+        student = VideoStudent()
+        student.load_context(SimpleNamespace(artifacts={"pipeline": folder}))
     for part in student.pipeline.components.values():
         if isinstance(part, nn.Module):
             part.to(device)

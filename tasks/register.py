@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from mlflow.entities.model_registry import ModelVersion
 import vdmini_core
 from tasks.gate import Checks
 from tasks.models import device_of
-from tasks.provenance import check_student, provenance
+from tasks.provenance import check_student, provenance, without_hint_warning
 from tasks.recipe import keep_recipe
 from tasks.registry import (
     CHECKS_TAG,
@@ -85,12 +84,13 @@ def _log_version(job: StageJob, identity: str) -> str:
     if not isinstance(job.monitor, MLflowMonitor):
         raise VDMiniError("`register` needs MLflow", fix="run it through `vdmini register` or `vdmini run`")
     model_id = _log_model(job, job.monitor.run_id)
-    client, tags = connect(job.root), _tags(job.root, identity, _checked(job, model_id))
+    source = f"models:/{model_id}"
+    client, tags = connect(job.root), _tags(job.root, identity, _checked(job, source))
     keep_recipe(client, job.monitor.run_id, job.root)
     # One call makes the version with all its tags: a kill leaves a whole version or none.
     version = client.create_model_version(
         job.params.register_.name,
-        source=f"models:/{model_id}",
+        source=source,
         run_id=job.monitor.run_id,
         tags=tags,
         model_id=model_id,
@@ -103,7 +103,7 @@ def _complete(job: StageJob, version: ModelVersion) -> None:
     if CHECKS_TAG in version.tags and not _was_refused(version):
         return
     client = connect(job.root)
-    tags = _tags(job.root, version.tags[STUDENT_TAG], _checked(job, version.model_id))
+    tags = _tags(job.root, version.tags[STUDENT_TAG], _checked(job, version.source))
     if version.run_id:
         keep_recipe(client, version.run_id, job.root)
     for key, value in tags.items():
@@ -121,13 +121,8 @@ def _log_model(job: StageJob, run_id: str) -> str:
     with (
         tempfile.TemporaryDirectory() as folder,
         mlflow.start_run(run_id=run_id),
-        warnings.catch_warnings(),
+        without_hint_warning(),
     ):
-        # MLflow would have `predict` annotated, then refuse arrays and images; it sets its own filters.
-        show = warnings.showwarning
-        warnings.showwarning = lambda message, *more: (
-            None if "type hints" in str(message) else show(message, *more)
-        )
         info = mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("serving_model.py")),
@@ -139,12 +134,12 @@ def _log_model(job: StageJob, run_id: str) -> str:
     return str(info.model_id)
 
 
-def _checked(job: StageJob, model_id: str) -> Checks:
+def _checked(job: StageJob, source: str) -> Checks:
     """Fetch the student back from where it was put, and see that it is whole, safe, and makes a video."""
     student = job.artifact("distill") / "student"
     with tempfile.TemporaryDirectory() as folder:
         back = mlflow.artifacts.download_artifacts(
-            f"models:/{model_id}", dst_path=folder, tracking_uri=tracking_uri(job.root)
+            source, dst_path=folder, tracking_uri=tracking_uri(job.root)
         )
         copy = Path(back) / "artifacts" / student.name
         if tree_digests(copy) != tree_digests(student):

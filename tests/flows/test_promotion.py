@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tasks.promotion_history import Move, history, move_champion
 from tasks.registry import ROLLED_BACK_TAG, version_by_alias
 from tasks.registry_lock import PREFIX, Turn, turn_of
 from tasks.rollback import roll_back
-from tasks.tracking import MLflowTracker
+from tasks.tracking import MLflowTracker, connect
 from tests.unit.test_gate import measured
 from vdmini_core.errors import VDMiniError
 from vdmini_core.params import PromoteParams
@@ -46,11 +47,18 @@ def champion(client: MlflowClient, alias: str = "champion") -> str | None:
     return None if found is None else str(found.version)
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one model and no version: to lay out the tables of a new one takes MLflow seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    MLflowTracker(folder).client.create_registered_model("toy")
+    return folder / "mlflow.db"
+
+
 @pytest.fixture
-def client(tmp_path: Path) -> MlflowClient:
-    client = MLflowTracker(tmp_path).client
-    client.create_registered_model("toy")
-    return client
+def client(empty_store: Path, tmp_path: Path) -> MlflowClient:
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    return connect(tmp_path)
 
 
 def _promote_in_step(uri: str, alias: str, barrier: Any, answers: Any) -> None:
