@@ -1,4 +1,4 @@
-"""Claims about a registered version: its tags, that it serves with little installed, that it can be remade."""
+"""Claims about a registered version: its tags, that it serves with little installed and can be made again."""
 
 from __future__ import annotations
 
