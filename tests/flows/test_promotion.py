@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
 import time
 from pathlib import Path
@@ -20,12 +19,10 @@ from tasks.registry import ROLLED_BACK_TAG, version_by_alias
 from tasks.registry_lock import PREFIX, Turn, turn_of
 from tasks.rollback import roll_back
 from tasks.tracking import MLflowTracker, connect
+from tests.flows.promotion_race import ROUNDS, RULES, die_at_work, promote_in_step
 from tests.unit.test_gate import measured
 from vdmini_core.errors import VDMiniError
 from vdmini_core.params import PromoteParams
-
-RULES = PromoteParams(min_gain=0.0)
-ROUNDS = 20
 
 
 def add_version(client: MlflowClient, fvd: float, run_id: str | None = None, **changes: Any) -> str:
@@ -61,22 +58,14 @@ def client(empty_store: Path, tmp_path: Path) -> MlflowClient:
     return connect(tmp_path)
 
 
-def _promote_in_step(uri: str, alias: str, barrier: Any, answers: Any) -> None:
-    client = MlflowClient(uri)
-    for _ in range(ROUNDS):
-        barrier.wait(timeout=120)
-        _, decision, _ = promote_candidate(client, "toy", alias, RULES)
-        answers.put(decision.outcome)
-        barrier.wait(timeout=120)
-
-
-def race(uri: str) -> None:
-    """Twice two processes, 20 rounds: both ask for the same seat, each with a better student of its own."""
+def race(uri: str, counter: Path) -> None:
+    """Two processes, 20 rounds: both ask for the same seat, each with a better student of its own."""
+    counter.write_text("0")
     client = MlflowClient(uri)
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(3), context.Queue()
     racers = [
-        context.Process(target=_promote_in_step, args=(uri, alias, barrier, answers))
+        context.Process(target=promote_in_step, args=(uri, alias, counter, barrier, answers))
         for alias in ("left", "right")
     ]
     for racer in racers:
@@ -88,14 +77,15 @@ def race(uri: str) -> None:
         mine = [add_version(client, fvd - number) for _ in racers]
         for alias, version in zip(("left", "right"), mine, strict=True):
             set_candidate(client, version, alias)
-        barrier.wait(timeout=120)
-        barrier.wait(timeout=120)
-        assert sorted(answers.get(timeout=10) for _ in racers) == ["keep", "promote"]
+        barrier.wait(timeout=300)
+        barrier.wait(timeout=300)
+        assert sorted(answers.get(timeout=60) for _ in racers) == ["keep", "promote"]
         assert champion(client) in mine
         assert champion(client, "previous") == before
     for racer in racers:
         racer.join(timeout=60)
         assert racer.exitcode == 0
+    assert counter.read_text() == str(2 * ROUNDS)
     moves = history(client, "toy")
     assert [move.number for move in moves] == list(range(1, ROUNDS + 1))
     assert [move.before for move in moves] == [None, *(move.after for move in moves[:-1])]
@@ -106,39 +96,12 @@ def race(uri: str) -> None:
 def test_two_promotions_at_once_give_one_champion_and_a_whole_history(
     client: MlflowClient, tmp_path: Path
 ) -> None:
-    race(f"sqlite:///{tmp_path / 'mlflow.db'}")
-
-
-def _add_slowly(uri: str, counter: Path, times: int) -> None:
-    client = MlflowClient(uri)
-    for _ in range(times):
-        with turn_of(client, "toy"):
-            value = int(counter.read_text())
-            time.sleep(0.002)
-            counter.write_text(str(value + 1))
-
-
-def test_a_turn_belongs_to_one_at_a_time(client: MlflowClient, tmp_path: Path) -> None:
-    counter, context = tmp_path / "counter", multiprocessing.get_context("spawn")
-    counter.write_text("0")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    adders = [context.Process(target=_add_slowly, args=(uri, counter, 10)) for _ in range(3)]
-    for adder in adders:
-        adder.start()
-    for adder in adders:
-        adder.join(timeout=120)
-        assert adder.exitcode == 0
-    assert counter.read_text() == "30"
-
-
-def _die_at_work(uri: str) -> None:
-    with turn_of(MlflowClient(uri), "toy"):
-        os._exit(9)
+    race(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "counter")
 
 
 def test_the_turn_of_a_killed_process_ends_with_it(client: MlflowClient, tmp_path: Path) -> None:
     dead = multiprocessing.get_context("spawn").Process(
-        target=_die_at_work, args=(f"sqlite:///{tmp_path / 'mlflow.db'}",)
+        target=die_at_work, args=(f"sqlite:///{tmp_path / 'mlflow.db'}",)
     )
     dead.start()
     dead.join(timeout=60)
