@@ -40,7 +40,7 @@ from vdmini_core.errors import VDMiniError
 # What a served student needs; nothing of the pipeline.
 RUNTIME = (
     *("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "scipy", "pydantic"),
-    *("ruamel.yaml", "av", "pillow", "tqdm", "pandas"),
+    *("av", "pillow", "tqdm", "pandas"),
 )
 
 

@@ -92,6 +92,7 @@ for name in requirements: add(name)
 modules = importlib.metadata.packages_distributions()
 finders = list(sys.meta_path)
 class Hide:  # vdmini_core comes with the version; its place is asked at the end
+    find_distributions = importlib.metadata.MetadataPathFinder.find_distributions
     def find_spec(self, name, path=None, target=None):
         top = name.split(".")[0]
         owners = {re.sub(r"[-_.]+", "-", o).lower() for o in modules.get(top, [])}
