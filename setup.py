@@ -9,7 +9,8 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 PROJECT_FILES = ("dvc.yaml", "params.yaml", ".dvcignore", "profiles", "videos/README.md",
-                 "teachers/README.md", "timing/README.md", "vbench/README.md")  # fmt: skip
+                 "teachers/README.md", "teachers/start/README.md", "timing/README.md",
+                 "vbench/README.md")  # fmt: skip
 
 
 class BuildWithProjectFiles(build_py):

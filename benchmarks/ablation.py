@@ -28,8 +28,11 @@ from pruning import COLOURS, Bench
 from safetensors.torch import save_file
 
 from vdmini_core.artifacts import library_versions, read_json, write_json
+from vdmini_core.data.clip_source import as_source
 from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seeds
-from vdmini_core.distillation.data import RecoveryBatches, load_recovery_data, precompute, seed_of
+from vdmini_core.distillation.data import RecoveryBatches, seed_of
+from vdmini_core.distillation.encoding import ClipEncoder
+from vdmini_core.distillation.latents import StoredLatents, precompute
 from vdmini_core.distillation.recovery_step import RecoveryStep
 from vdmini_core.metrics import frechet_with_interval
 from vdmini_core.metrics.speed import device_name
@@ -61,8 +64,9 @@ class Recoveries:
         clips = torch.from_numpy(render_clips(spec, split_seeds("train", TRAINING_CLIPS, 0)))
         folder = KEPT / f"latents-{TRAINING_CLIPS}"
         identity = {"teacher": fingerprint(bench.unet), "clips": TRAINING_CLIPS}
-        precompute(bench.family, bench.pipeline, clips, bench.settings, 0, folder, identity)
-        self.data = load_recovery_data(folder)
+        encoder = ClipEncoder(bench.family, bench.pipeline, bench.settings, 0)
+        precompute(encoder, as_source(clips), folder, identity)
+        self.data = StoredLatents(folder)
         test = torch.from_numpy(render_clips(spec, split_seeds("test", len(bench.judged.noise), 0)))
         self.real = {name: extract(test) for name, extract in bench.extractors.items()}
 

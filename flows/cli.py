@@ -15,7 +15,21 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cli_progressive import StepsOption, run_progressive
 from flows.cli_registry import promote_command, reproduce_command, rollback_command
+from flows.distill_command import (
+    DeviceOption,
+    DryRunOption,
+    FramesOption,
+    MemoryOption,
+    PlanOption,
+    PriceOption,
+    SizeOption,
+    TeacherOption,
+    TflopsOption,
+    UtilisationOption,
+    dry_run,
+)
 from tasks.stage import REPRODUCIBLE, STAGES
 from vdmini_core.cli import CORE_COMMANDS, new_app, run_app
 from vdmini_core.cli_plan import (
@@ -45,9 +59,6 @@ VideosOption = Annotated[
 ]
 WorkspaceOption = Annotated[
     str | None, typer.Option(help="run in workspaces/NAME with parameters of its own")
-]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="say what it would do, need and cost; write and start nothing")
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="run also what is up to date")]
 RootOption = Annotated[Path, typer.Option("--root", help="project folder", exists=True, file_okay=False)]
@@ -140,6 +151,24 @@ def _only_wet(options: Mapping[str, object]) -> None:
     """Refuse options that mean nothing in a dry run."""
     if wrong := ", ".join(name for name, value in options.items() if value):
         raise typer.BadParameter(f"{wrong}: not with --dry-run")
+
+
+@app.command("progressive")
+def progressive(
+    steps: StepsOption = 3,
+    profile: ProfileOption = None,
+    assignments: SetOption = None,
+    videos: VideosOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    root: RootOption = Path(),
+) -> None:
+    """Several students from one run: prune a little, recover, profile again, to the budget of the plan.
+
+    The rounds are workspaces (workspaces/round-1, ...); a killed run goes on where it stopped.
+    """
+    with _pipeline_extra():
+        run_progressive(_project(root, None, profile, videos, assignments), steps, force, as_json)
 
 
 def _stage_command(stage: str) -> Callable[..., None]:
@@ -255,6 +284,51 @@ def _plan_command(
         _run_one("plan", folder, force, as_json)
 
 
+def _distill_command(
+    dry: DryRunOption = False,
+    teacher: TeacherOption = None,
+    plan_file: PlanOption = None,
+    frames: FramesOption = None,
+    size: SizeOption = None,
+    device: DeviceOption = None,
+    device_tflops: TflopsOption = None,
+    utilisation: UtilisationOption = None,
+    memory_gib: MemoryOption = None,
+    price_per_hour: PriceOption = None,
+    assignments: SetOption = None,
+    profile: ProfileOption = None,
+    workspace: WorkspaceOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    root: RootOption = Path(),
+) -> None:
+    """Stage: ICMD recovery on Ray. With --dry-run: what it needs and costs, and whether it fits."""
+    about = {
+        "teacher": teacher,
+        "plan": plan_file,
+        "frames": frames,
+        "size": size,
+        "device": device,
+        "device_tflops": device_tflops,
+        "utilisation": utilisation,
+        "memory_gib": memory_gib,
+        "price_per_hour": price_per_hour,
+    }
+    if not dry:
+        given = [f"--{name.replace('_', '-')}" for name, value in about.items() if value is not None]
+        if given:
+            raise typer.BadParameter(f"{', '.join(given)}: only with --dry-run")
+        with _pipeline_extra():
+            _run_one("distill", _project(root, workspace, profile, None, assignments), force, as_json)
+        return
+    if force:
+        raise typer.BadParameter("--force: only without --dry-run")
+    from tasks.project import workspace_folder
+
+    folder = root.resolve() if workspace is None else workspace_folder(root.resolve(), workspace)
+    dry_run(folder, assignments, profile, as_json, **about)  # type: ignore[arg-type]
+
+
 def _only_with(project: bool, options: Mapping[str, object]) -> None:
     """Refuse options that mean nothing here."""
     wrong = ", ".join(name for name, value in options.items() if value)
@@ -335,6 +409,7 @@ _OWN_COMMANDS: dict[str, Callable[..., None]] = {
     "prepare": _prepare_command,
     "teacher": _teacher_command,
     "plan": _plan_command,
+    "distill": _distill_command,
     "promote": promote_command,
 }
 for _name in STAGES:

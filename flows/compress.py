@@ -98,7 +98,10 @@ STORY = (prepare, teacher, profile, plan, prune, distill, evaluate, report, regi
 
 @flow(name="compress", validate_parameters=False, persist_result=False)
 def compress(
-    root: str = ".", force: bool = False, listen: Callable[[str, str], None] | None = None
+    root: str = ".",
+    force: bool = False,
+    listen: Callable[[str, str], None] | None = None,
+    last: str = "promote",
 ) -> list[StageReport]:
     """Compress a video diffusion model in the project folder `root`.
 
@@ -106,6 +109,7 @@ def compress(
         root: folder with `params.yaml` and `dvc.yaml`.
         force: run every stage, also those that are up to date.
         listen: told (stage, event) as stages start and end.
+        last: the story ends with this stage.
 
     Returns:
         What became of each stage.
@@ -113,9 +117,10 @@ def compress(
     execution = Execution(Path(root), force=force, listen=listen or (lambda stage, event: None))
     progress: Any = create_progress_artifact(0.0, key="vdmini-progress", description="stages of the story")
     with execution.parent_run(f"compress-{execution.params.register_.name}"):
-        for done, step in enumerate(STORY, start=1):
+        story = STORY[: list(STAGES).index(last) + 1]
+        for done, step in enumerate(story, start=1):
             step(execution)
-            update_progress_artifact(progress, 100.0 * done / len(STORY))
+            update_progress_artifact(progress, 100.0 * done / len(story))
     create_markdown_artifact(_summary(execution), key="vdmini-summary", description="What ran")
     return execution.reports
 

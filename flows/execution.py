@@ -27,7 +27,7 @@ from tasks.stage import (
 from tasks.tracking import MLflowTracker
 from tasks.versioning import Versions
 from vdmini_core.errors import VDMiniError
-from vdmini_core.params import Params, load_params
+from vdmini_core.params import Params, TeacherParams, load_params
 
 Fate = Literal["ran", "restored", "up to date"]
 
@@ -133,12 +133,13 @@ def check_outside_inputs(root: Path, params: Params) -> None:
     for key, value, flag in (
         ("prepare.videos", params.prepare.videos, "--videos DIR"),
         ("teacher.path", params.teacher.path, "--set teacher.path=DIR"),
+        ("teacher.start", params.teacher.start, "--set teacher.start=DIR"),
         ("evaluate.vbench.results", params.evaluate.vbench.results, "--set evaluate.vbench.results=DIR"),
     ):
         folder = root / Path(value).expanduser()
         if key == "prepare.videos" and folder.is_dir():
             check_hashable(folder, root)
-        if not folder.is_dir():
+        if not folder.is_dir() and (key, value) != ("teacher.start", TeacherParams().start):
             raise VDMiniError(
                 f"`{key}` names a folder that is not there",
                 found=str(folder),

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.stage import StageJob, StageOutcome
-from vdmini_core.artifacts import read_json, sha256_file
+from vdmini_core.artifacts import read_json
 from vdmini_core.errors import TrainingError
 
 if TYPE_CHECKING:
     from tasks.recovery_worker import RecoverySpec
+    from vdmini_core.distillation.depth import Depth
+    from vdmini_core.distillation.guards import History
 
-RUN = "recovery"
 POLL_S = 0.5
 KEPT_CHECKPOINTS = 2
 TAIL = 0.1  # share of the last steps over which the final terms are averaged
@@ -43,13 +44,47 @@ def run(job: StageJob) -> StageOutcome:
     """Recover the student of `prune` with the ICMD loss; resumes where a killed run stopped.
 
     Raises:
-        TrainingError: when the loss is not finite or diverges, or the workers fail too often.
+        TrainingError: when it cannot fit into memory, the loss is not finite or diverges, or the workers
+            fail too often.
     """
-    from tasks.recovery_worker import end_leftovers, newest_checkpoint, read_rows
+    from vdmini_core.distillation.depth import depth_for
+    from vdmini_core.pruning.plan import Plan
 
+    depth = depth_for(job.params.distill, Plan.load(job.artifact("prune") / "student" / "plan.json"))
+    if job.params.distill.depth == "auto":
+        job.monitor.note(f"distill.depth auto: {depth}")
+    return pass_on(job) if depth == "none" else recover(job, depth)
+
+
+def pass_on(job: StageJob) -> StageOutcome:
+    """Depth `none`: the pruned student as it is; a cut VAE decoder learns all the same."""
+    from tasks.decoder_recovery import recover_vae_decoder
+    from vdmini_core.models.registry import load_pipeline, load_settings, save_pipeline
+
+    source, target = job.artifact("prune") / "student", job.out / "student"
+    shutil.copytree(source, target)
+    pipeline = load_pipeline(source)
+    decoder = recover_vae_decoder(job, pipeline)
+    if decoder:
+        save_pipeline(pipeline, target, load_settings(source, pipeline))
+    job.monitor.note("distill.depth none: the pruned student is passed on, its denoiser learned nothing")
+    return StageOutcome({"depth": "none", "steps": 0, **decoder}, title="No recovery")
+
+
+def recover(job: StageJob, depth: Depth) -> StageOutcome:
+    """Train at `depth` on Ray and write the student."""
+    from tasks.recovery_cost import check_memory
+    from tasks.recovery_view import kept_metrics, read_history
+    from tasks.recovery_watch import STORAGE
+    from tasks.recovery_worker import end_leftovers, newest_checkpoint, read_rows
+    from vdmini_core.distillation.optim import adamw8bit
+
+    if job.params.distill.optimizer == "adamw8bit":
+        adamw8bit()  # what is not installed is said before anything is started
     end_leftovers(job.work)
-    spec = make_spec(job)
-    storage = job.work.resolve() / "ray" / RUN
+    check_memory(job)
+    spec = make_spec(job, depth)
+    storage = job.work.resolve() / STORAGE
     found = newest_checkpoint(storage)
     resumed = _step_of(found)
     started = time.perf_counter()
@@ -63,52 +98,53 @@ def run(job: StageJob) -> StageOutcome:
         raise TrainingError("the recovery ended without its last checkpoint", found=str(storage))
     seconds = time.perf_counter() - started
     rows = read_rows(found / "losses.jsonl")
-    decoder = export(job, found, rows)
+    history = read_history(found)
+    decoder = export(job, found, rows, history, depth)
     timing = timing_of(job, seconds, job.params.distill.steps - resumed)
-    return outcome(job, rows, timing, decoder)
+    kept = kept_metrics(history, history.kept(job.params.distill))
+    return outcome(job, rows, timing, {"depth": depth, **kept, **decoder})
 
 
-def make_spec(job: StageJob) -> RecoverySpec:
-    """Encode the training clips where that is not done, and say what the workers need."""
-    from tasks.models import load_teacher
+def make_spec(job: StageJob, depth: Depth = "full") -> RecoverySpec:
+    """Encode the training clips where that is to be done, and say what the workers need."""
+    from tasks.encoding import encode_inputs
+    from tasks.recovery_view import prepare_held_out
     from tasks.recovery_worker import RecoverySpec
-    from vdmini_core.data.clips import load_clips
-    from vdmini_core.distillation.data import precompute
+    from vdmini_core.models.registry import load_settings
     from vdmini_core.pruning.plan import Plan
 
     teacher, student = job.artifact("teacher") / "pipeline", job.artifact("prune") / "student"
-    clips = load_clips(job.artifact("prepare"), "train")
-    pipeline, family, settings = load_teacher(job)
-    identity = {
-        "clips": sha256_file(job.artifact("prepare") / "clips-train.safetensors"),
-        "teacher": sha256_file(job.artifact("teacher") / "manifest.json"),
-        "settings": asdict(settings),
-    }
-    latents, seed = job.work / "latents", job.params.base.seed
-    precompute(family, pipeline, clips, settings, seed, latents, identity)
+    settings = load_settings(teacher)
+    prepare_held_out(job)
     return RecoverySpec(
         teacher=str(teacher.resolve()),
         student=str(student.resolve()),
-        latents=str(latents.resolve()),
+        prepared=str(job.artifact("prepare").resolve()),
+        latents=str(encode_inputs(job, settings)),
         work=str(job.work.resolve()),
         feature_pairs=[list(pair) for pair in Plan.load(student / "plan.json").feature_pairs],
         settings=asdict(settings),
-        params=job.params.distill.model_dump(mode="json"),
-        seed=seed,
+        params=job.params.distill.model_dump(mode="json") | {"depth": depth},
+        seed=job.params.base.seed,
         threads=job.worker_threads(job.params.distill.workers),
+        sampling_batch=job.params.sampling.batch_size,
     )
 
 
 def fit(job: StageJob, spec: RecoverySpec, storage: Path, found: Path | None) -> None:
     """Train on Ray while this thread, which owns the run pages, forwards the losses."""
     from tasks.ray_runtime import ray_session
+    from tasks.recovery_view import note_restarts
+    from tasks.recovery_watch import STARTS
 
     spec = replace(spec, resume_from=str(found) if found else None)
     _mend_snapshot(storage)
     (job.work / "failed.json").unlink(missing_ok=True)
+    (job.work / STARTS).unlink(missing_ok=True)
     with ray_session(num_cpus=job.params.distill.workers):
         trainer = make_trainer(job, spec, storage)
         _watch(job, trainer.fit)
+    note_restarts(job)
     if (job.work / "failed.json").exists():
         raise TrainingError(**read_json(job.work / "failed.json"))
 
@@ -123,6 +159,13 @@ def make_trainer(job: StageJob, spec: RecoverySpec, storage: Path) -> Any:
 
     params, gpu = job.params.distill, device_of(job) == "cuda"
     share = _gpu_share(params.workers) if gpu else 0.0
+    if params.parallel == "fsdp2" and 0 < share < 1:
+        raise TrainingError(
+            "parts of a student on one GPU save nothing",
+            expected=f"a GPU for each of {params.workers} workers",
+            fix="set distill.workers to the number of GPUs, or distill.parallel to ddp",
+        )
+    spec = replace(spec, gpus=share * params.workers)
     trainer: Any = TorchTrainer  # typed for V1's configs, which V2 refuses
     return trainer(
         train_worker,
@@ -146,11 +189,11 @@ def make_trainer(job: StageJob, spec: RecoverySpec, storage: Path) -> Any:
 
 def worker_environment(job: StageJob) -> dict[str, str]:
     """Workers find this package wherever they start, and use as many threads as the params say."""
-    package = str(Path(__file__).resolve().parent.parent)
-    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    from tasks.ray_runtime import python_path
+
     threads = str(job.worker_threads(job.params.distill.workers))
     return {
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys([package, *known])),
+        "PYTHONPATH": python_path(),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",
@@ -210,14 +253,17 @@ def _progress(job: StageJob) -> Iterator[Callable[[], None]]:
     """A bar with rate and time left, and a function that forwards the rows that are new."""
     from tqdm.auto import tqdm
 
+    from tasks.recovery_view import LiveView
     from tasks.recovery_worker import read_rows
 
     last, total, bar = 0, job.params.distill.steps, None
     (job.work / "losses.jsonl").unlink(missing_ok=True)
+    view = LiveView(job)
     tqdm.write(f"distill: starting {job.params.distill.workers} Ray workers", file=sys.stderr)
 
     def forward() -> None:
         nonlocal last, bar
+        last = view.forward(last)
         # rows up to `last` were seen before a worker was lost; the same numbers come again
         new = [row for row in read_rows(job.work / "losses.jsonl") if row["step"] > last]
         if not new:
@@ -225,7 +271,9 @@ def _progress(job: StageJob) -> Iterator[Callable[[], None]]:
         if bar is None:  # only now, so that the rate leaves out Ray's start
             bar = tqdm(total=total, initial=new[-1]["step"], desc="distill", unit="step", mininterval=0.5)
         for row in new:
-            job.monitor.metrics({f"loss/{k}": v for k, v in row.items() if k != "step"}, row["step"])
+            live = row.pop("live", {})
+            losses = {f"loss/{k}": v for k, v in row.items() if k != "step"}
+            job.monitor.metrics({**losses, **live}, row["step"])
         last = new[-1]["step"]
         bar.set_postfix(total=f"{new[-1]['total']:.4g}", task=f"{new[-1]['task']:.4g}", refresh=False)
         bar.update(last - bar.n)
@@ -257,21 +305,25 @@ def _ray_settings() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def export(job: StageJob, checkpoint: Path, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Write the recovered student (averaged weights), its plan and the loss curve.
+def export(
+    job: StageJob, checkpoint: Path, rows: list[dict[str, Any]], history: History, depth: Depth = "full"
+) -> dict[str, float]:
+    """Write the recovered student (averaged weights), its plan, the loss curve and what else was seen.
 
     Returns:
         Metrics of the VAE decoder's recovery, which comes first where the decoder was cut.
     """
     from tasks.decoder_recovery import recover_vae_decoder
-    from tasks.recovery_worker import load_state
+    from tasks.recovery_shards import load_averaged
+    from tasks.recovery_view import load_kept, write_evidence
     from vdmini_core.models.registry import family_of, load_pipeline, load_settings, save_pipeline
     from vdmini_core.report.charts import loss_chart
 
     source, target = job.artifact("prune") / "student", job.out / "student"
-    pipeline, state = load_pipeline(source), load_state(checkpoint)
+    pipeline = load_pipeline(source)
     denoiser = getattr(pipeline, family_of(pipeline).denoiser_name)
-    denoiser.load_state_dict({**state["student"], **state["ema"]["tensors"]})
+    load_averaged(checkpoint, denoiser, job.params.distill.model_copy(update={"depth": depth}))
+    write_evidence(job, history, denoiser, load_kept(job, history, denoiser))
     decoder = recover_vae_decoder(job, pipeline)
     save_pipeline(pipeline, target, load_settings(source, pipeline))
     shutil.copyfile(source / "plan.json", target / "plan.json")
@@ -294,7 +346,7 @@ def timing_of(job: StageJob, seconds: float, steps: int) -> dict[str, Any]:
 
 
 def outcome(
-    job: StageJob, rows: list[dict[str, Any]], timing: dict[str, Any], decoder: dict[str, float]
+    job: StageJob, rows: list[dict[str, Any]], timing: dict[str, Any], more: dict[str, Any]
 ) -> StageOutcome:
     """Terms averaged over the end of the curve, beside the first ones."""
     tail = rows[-max(1, round(TAIL * len(rows))) :]
@@ -309,5 +361,5 @@ def outcome(
         }
         for name in names
     ]
-    metrics: dict[str, Any] = {"steps": len(rows), **final, **decoder}
+    metrics: dict[str, Any] = {"steps": len(rows), **final, **more}
     return StageOutcome(metrics, ("losses.png",), timing, table, "Loss terms of the recovery")

@@ -230,13 +230,37 @@ def _cut(params: Params, known: Architecture) -> Iterator[Step]:
 
 
 def _distill(params: Params, known: Architecture) -> Step:
+    """Steps, and where `base.hardware` names a GPU, memory and time on so many of them (an estimate)."""
     distill = params.distill
     seen = distill.steps * distill.batch_size
-    return Step(
-        "distill",
+    does = (
         f"{distill.steps:,} steps of {distill.batch_size} clips on {distill.workers} workers "
-        f"({seen / params.prepare.clips.train:.3g} times through the training clips), {distill.precision}",
+        f"({seen / params.prepare.clips.train:.3g} times through the training clips), {distill.precision}"
     )
+    if params.base.hardware is None or distill.depth == "none":
+        return Step("distill", does)
+    from vdmini_core.distillation.cost.devices import GIB, known_device
+    from vdmini_core.distillation.cost.estimate import Case, estimate
+    from vdmini_core.distillation.cost.rehearsal import Choices
+    from vdmini_core.params import PlanParams
+    from vdmini_core.pruning.recipes import make_plan
+
+    choices = Choices.from_params(distill)
+    # of a cut that only the profile knows, the paper's stands in
+    plan = params.plan if params.plan.recipe in ("paper", "manual") else PlanParams(recipe="paper")
+    units = known.family.units(known.denoiser, known.settings)
+    made = make_plan(plan, known.family, known.denoiser, units, None, known.settings, params.base.seed)
+    case = Case(known.family, known.denoiser, made, distill, known.settings, choices)
+    found = estimate(case, known_device(params.base.hardware, choices.bf16), per_device=1)
+    hours = (found.step_s or 0.0) * found.steps / 3600
+    does += (
+        f"; on {distill.workers} {params.base.hardware} about {found.need / GIB:.0f} GiB each and "
+        f"{hours:,.3g} hours (estimated)"
+    )
+    if found.fits:
+        return Step("distill", does)
+    todo = "a worker does not fit: `vdmini distill --dry-run --teacher NAME` says what would make it fit"
+    return Step("distill", does, MISSING, todo)
 
 
 def _evaluate(root: Path, params: Params, known: Architecture) -> Iterator[Step]:

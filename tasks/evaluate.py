@@ -1,7 +1,7 @@
 """Stage `evaluate`: quality, motion and speed of teacher, pruned and recovered, beside reference rows.
 
-All three models see the first frames of the same test clips and the same noise. What the measures mean is
-told in `vdmini_core.metrics.comparison`.
+All three models see the first frames or prompts of the same test clips and the same noise. What the measures
+mean is told in `vdmini_core.metrics.comparison`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from tasks.models import device_of, load_teacher
+from tasks.models import device_of, load_teacher, prompts_of
 from tasks.protocol import fit_protocol, passports, protocol_extractor
 from tasks.stage import StageJob, StageOutcome
 from tasks.vbench import hand_over
@@ -28,6 +28,7 @@ from vdmini_core.metrics.speed import compare_latency, device_name, parameter_by
 from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.models.flops import decoder_flops, total_flops
 from vdmini_core.models.generate import generate
+from vdmini_core.models.inputs import ClipInputs
 from vdmini_core.models.registry import load_pipeline
 from vdmini_core.progress import track
 
@@ -44,6 +45,11 @@ class Bench:
     denoisers: dict[str, nn.Module]
     settings: SamplingSettings
     device: str
+    prompts: tuple[str, ...] | None = None
+
+    def inputs(self, real: ClipSource, part: slice) -> ClipInputs:
+        """What some of the test clips are made from."""
+        return ClipInputs(real[part][:, 0], None if self.prompts is None else self.prompts[part])
 
 
 def run(job: StageJob) -> StageOutcome:
@@ -51,12 +57,12 @@ def run(job: StageJob) -> StageOutcome:
     extract = protocol_extractor(job)  # first: nobody should sample for hours to learn of a missing file
     real, other = _real_clips(job)
     protocol = fit_protocol(job, extract, len(real))
-    bench = _load_bench(job)
+    bench = _load_bench(job, len(real))
     # First, for it refuses what it cannot use, and its videos stay where a later failure leaves them.
     vbench = hand_over(job, bench.pipelines, bench.family, bench.settings)
     seeds = [job.params.base.seed * SEED_STRIDE + index for index in range(len(real))]
     rows = _generate_rows(job, bench, real, seeds)
-    truth = _truth(job, len(real))
+    truth = _truth(job, len(real)) if "first_frames" in bench.family.needs else None
     seed = job.params.base.seed
     compared = compare_rows(rows, other, seed, bench.device, truth, protocol=protocol)
     metrics = _with_costs(compared["rows"], bench)
@@ -66,8 +72,10 @@ def run(job: StageJob) -> StageOutcome:
         "passport": passports(job, real.shape, bench.settings, compared["passport"], protocol),
         **vbench,
     }
-    write_json(job.out / "metrics.json", metrics)
     videos = job.params.evaluate.videos
+    if bench.prompts is not None:  # for the page, which has to say what the clips shown were made from
+        metrics |= {"starts_from": list(bench.family.needs), "prompts": list(bench.prompts[:videos])}
+    write_json(job.out / "metrics.json", metrics)
     shown = {name: rows[name][:videos] for name in ("real", *MODELS)}
     write_videos(shown, job.out / "videos", videos, job.params.prepare.fps)
     timing = _timing(job, bench, real, seeds)
@@ -91,27 +99,29 @@ def _real_clips(job: StageJob) -> tuple[ClipSource, ClipSource]:
 
 
 def _truth(job: StageJob, count: int) -> dict[str, NDArray[Any]] | None:
-    """What is known about the first test clips, where they were drawn."""
+    """What is known about the first test clips, where they were drawn; from a prompt nobody can know it."""
     path = job.artifact("prepare") / "truth-test.safetensors"
     if not path.is_file():
         return None
     return {name: values[:count] for name, values in load_file(path).items()}
 
 
-def _load_bench(job: StageJob) -> Bench:
+def _load_bench(job: StageJob, clips: int) -> Bench:
     device = device_of(job)
     pipeline, family, settings = load_teacher(job, device)
+    prompts = prompts_of(job, family, "test", clips)
     pipelines = {"teacher": pipeline}
     for name, stage in (("pruned", "prune"), ("recovered", "distill")):
         # What a student shares with its teacher is let go: one copy in memory is enough.
         student = load_pipeline(job.artifact(stage) / "student", device)
-        same = {"image_encoder": pipeline.image_encoder}
+        other = (family.denoiser_name, "vae")
+        same = {n: p for n, p in pipeline.components.items() if isinstance(p, nn.Module) and n not in other}
         if type(student.vae) is type(pipeline.vae):
             same["vae"] = pipeline.vae
         student.register_modules(**same)
         pipelines[name] = student
     denoisers = {name: getattr(p, family.denoiser_name) for name, p in pipelines.items()}
-    return Bench(pipelines, family, denoisers, settings, device)
+    return Bench(pipelines, family, denoisers, settings, device, prompts)
 
 
 def _generate_rows(
@@ -127,11 +137,11 @@ def _generate_rows(
 
 
 def _sample(bench: Bench, name: str, real: ClipSource, seeds: Sequence[int], batch: int) -> Iterator[Tensor]:
-    """Clips of one model from the first frames of the real ones, batch by batch."""
+    """Clips of one model from the first frames or prompts of the real ones, batch by batch."""
     starts = range(0, len(seeds), batch)
     for start in track(starts, f"evaluate: sampling {name}", len(starts), "batch"):
         part = slice(start, start + batch)
-        yield generate(bench.pipelines[name], real[part][:, 0], seeds[part], bench.settings, batch)
+        yield generate(bench.pipelines[name], bench.inputs(real, part), seeds[part], bench.settings, batch)
 
 
 def _with_costs(rows: dict[str, dict[str, Any]], bench: Bench) -> dict[str, Any]:
@@ -153,7 +163,7 @@ def _timing(job: StageJob, bench: Bench, real: ClipSource, seeds: list[int]) -> 
     `peak_memory_bytes` is what one call needs beyond everything that is loaded, weights included.
     """
     batch = min(job.params.evaluate.latency_batch, len(real))
-    parts = _timed_parts(bench, real[:batch][:, 0], seeds[:batch])
+    parts = _timed_parts(bench, bench.inputs(real, slice(batch)), seeds[:batch])
     latency: dict[str, dict[str, float]] = {name: {} for name in MODELS}
     memory: dict[str, dict[str, int]] = {name: {} for name in MODELS}
     details, speedup = {}, {}
@@ -187,18 +197,18 @@ def _timing(job: StageJob, bench: Bench, real: ClipSource, seeds: list[int]) -> 
     }
 
 
-def _timed_parts(bench: Bench, frames: Tensor, seeds: list[int]) -> dict[str, Callable[[str], Any]]:
+def _timed_parts(bench: Bench, inputs: ClipInputs, seeds: list[int]) -> dict[str, Callable[[str], Any]]:
     """What is timed, as functions of the model's name."""
     family, pipelines, settings = bench.family, bench.pipelines, bench.settings
     pipeline, teacher = pipelines["teacher"], bench.denoisers["teacher"]
-    conditions = family.prepare_conditions(pipeline, frames, settings, seeds[0])
+    conditions = family.conditions(pipeline, inputs, settings, seeds[0])
     noise = family.noise(teacher, settings, seeds)
     sigma = family.training_sigmas(settings, len(seeds), torch.Generator().manual_seed(0)).to(noise.device)
     latents = family.sample(pipeline, teacher, noise, conditions, settings)
     return {
         "unet": lambda name: family.denoise(bench.denoisers[name], noise, sigma, conditions),
         "vae_decoder": lambda name: family.decode_latents(pipelines[name], latents, settings),
-        "end_to_end": lambda name: generate(pipelines[name], frames, seeds, settings, batch_size=len(seeds)),
+        "end_to_end": lambda name: generate(pipelines[name], inputs, seeds, settings, batch_size=len(seeds)),
     }
 
 

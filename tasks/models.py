@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.stage import StageJob
@@ -9,6 +10,8 @@ from vdmini_core.errors import VDMiniError
 
 if TYPE_CHECKING:
     from vdmini_core.models.base import Family, SamplingSettings
+
+START = "start"  # beside the teacher's pipeline, where an earlier student is cut further
 
 
 def device_of(job: StageJob) -> str:
@@ -38,3 +41,31 @@ def load_teacher(job: StageJob, device: str | None = None) -> tuple[Any, Family,
     directory = job.artifact("teacher") / "pipeline"
     pipeline = load_pipeline(directory, device=device or device_of(job))
     return pipeline, family_of(pipeline), load_settings(directory, pipeline)
+
+
+def prompts_of(job: StageJob, family: Family, split: str, limit: int | None = None) -> tuple[str, ...] | None:
+    """The prompts of a split's clips, or of the first ones; None where the family starts from other things.
+
+    Raises:
+        DataError: naming the videos without a caption.
+    """
+    from vdmini_core.data.prompts import load_prompts
+
+    return load_prompts(job.artifact("prepare"), split, limit) if "prompts" in family.needs else None
+
+
+def load_base(job: StageJob) -> tuple[Any, Family, SamplingSettings]:
+    """What is profiled and cut: the teacher, or the student of `teacher.start` in its place."""
+    pipeline, family, settings = load_teacher(job)
+    put_start(pipeline, family, job.artifact("teacher") / START)
+    return pipeline, family, settings
+
+
+def put_start(pipeline: Any, family: Family, folder: Path) -> None:
+    """Exchange the teacher's denoiser for the student's in `folder`, where there is one."""
+    from vdmini_core.models.denoiser import load_denoiser
+
+    if folder.is_dir():
+        whole = getattr(pipeline, family.denoiser_name)
+        student = load_denoiser(folder, next(whole.parameters()).device)
+        pipeline.register_modules(**{family.denoiser_name: student})

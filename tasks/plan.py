@@ -16,19 +16,22 @@ if TYPE_CHECKING:
 
 def run(job: StageJob) -> StageOutcome:
     """Make the plan of `plan.recipe` and draw it on the U-Net."""
-    from tasks.models import load_teacher
+    from tasks.models import START, load_base
     from tasks.plan_trials import Trials, draw_frontier
+    from vdmini_core.pruning.compose import budgets_left
     from vdmini_core.pruning.recipes import make_plan
     from vdmini_core.report.charts import plan_figure
 
-    pipeline, family, settings = load_teacher(job)
+    pipeline, family, settings = load_base(job)
     denoiser = getattr(pipeline, family.denoiser_name)
     sensitivity = read_json(job.artifact("profile") / "sensitivity.json")
     units = family.units(denoiser, settings)
     decoder = plan_vae_decoder(job, pipeline.vae, settings)  # refuses what cannot be cut before anything runs
     trials = Trials(job, pipeline, family, settings, int(sensitivity["clips"]))
+    earlier = job.artifact("teacher") / START / "plan.json"
+    params = budgets_left(job.params.plan, Plan.load(earlier)) if earlier.is_file() else job.params.plan
     plan = make_plan(
-        job.params.plan,
+        params,
         family,
         denoiser,
         units,

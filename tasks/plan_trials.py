@@ -56,14 +56,16 @@ class Trials:
         return self.found[cut]["paired_mse"]
 
     def _shared_inputs(self) -> Any:
+        from tasks.models import prompts_of
         from vdmini_core.data.clips import load_clips
         from vdmini_core.profiling.sensitivity import prepare_inputs
 
         if self._inputs is None:  # most recipes never ask
             films = load_clips(self.job.artifact("prepare"), "validation", self.clips)
+            prompts = prompts_of(self.job, self.family, "validation", self.clips)
             seed, batch_size = self.job.params.base.seed, self.job.params.sampling.batch_size
             self._inputs = prepare_inputs(
-                self.pipeline, self.family, films, self.settings, seed, batch_size, decoded=0
+                self.pipeline, self.family, films, self.settings, seed, batch_size, 0, prompts
             )
         return self._inputs
 

@@ -7,6 +7,7 @@ from typing import Any
 from tasks.stage import StageJob, StageOutcome
 from vdmini_core.data.accounting import Prepared
 from vdmini_core.data.clips import SPLITS, contact_sheet, load_clips
+from vdmini_core.data.prompts import without_prompt
 
 _SHEET = "contact_sheet.png"
 _SHEET_CLIPS = 8
@@ -30,8 +31,13 @@ def run(job: StageJob) -> StageOutcome:
         prepared = prepare_procedural(job.out, job.work, params, seed)
     for note in prepared.notes:
         job.monitor.note(note)
+    lacking = {split: without_prompt(job.out, split) for split in SPLITS}
+    if any(lacking.values()) and sum(map(len, lacking.values())) < sum(prepared.clips.values()):
+        # Where nobody wrote any, nobody misses them: a teacher that starts from prompts asks for them.
+        names = dict.fromkeys(name for split in SPLITS for name in lacking[split])
+        job.monitor.note(f"{len(names)} videos have no caption: {', '.join(map(repr, list(names)[:20]))}")
     contact_sheet(load_clips(job.out, "test", limit=_SHEET_CLIPS).numpy(), job.out / _SHEET)
-    metrics = _metrics(prepared)
+    metrics = _metrics(prepared) | {"clips_without_prompt": sum(map(len, lacking.values()))}
     job.monitor.metrics({name: float(value) for name, value in metrics.items()})
     return StageOutcome(metrics=metrics, charts=(_SHEET,), table=_table(prepared), title="Videos and clips")
 

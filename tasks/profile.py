@@ -72,6 +72,7 @@ class Profiler:
     def __init__(self, bench: Bench) -> None:
         import torch
 
+        from tasks.models import START, put_start
         from vdmini_core.metrics import load_extractor
         from vdmini_core.models.base import SamplingSettings
         from vdmini_core.models.registry import family_of, load_pipeline
@@ -80,6 +81,7 @@ class Profiler:
         torch.set_num_threads(bench.threads)
         self.pipeline = load_pipeline(Path(bench.teacher), device=bench.device)
         self.family = family_of(self.pipeline)
+        put_start(self.pipeline, self.family, Path(bench.teacher).parent / START)
         settings = SamplingSettings(**bench.settings)
         self.inputs = ProfileInputs.load(
             Path(bench.inputs), settings, bench.batch_size, bench.seed, bench.device
@@ -122,13 +124,13 @@ class Profiler:
 
 def run(job: StageJob) -> StageOutcome:
     """Profile the teacher on validation clips; resumes trial by trial."""
-    from tasks.models import load_teacher
+    from tasks.models import load_base
     from vdmini_core.models.registry import fingerprint
     from vdmini_core.profiling.sensitivity import assemble
     from vdmini_core.report.charts import sensitivity_chart
 
     params = job.params.profile
-    pipeline, family, settings = load_teacher(job)
+    pipeline, family, settings = load_base(job)
     denoiser = getattr(pipeline, family.denoiser_name)
     units = family.units(denoiser, settings, params.granularity)
     bench, clips, most = prepare_bench(job, pipeline, settings)
@@ -193,7 +195,7 @@ def with_errors(
 
 def prepare_bench(job: StageJob, pipeline: Any, settings: SamplingSettings) -> tuple[Bench, int, int]:
     """Sample the whole teacher once, where a killed run has not done it; the bench, first and most clips."""
-    from tasks.models import device_of
+    from tasks.models import device_of, prompts_of
     from vdmini_core.data.clips import load_clips
     from vdmini_core.models.registry import family_of
     from vdmini_core.profiling.sensitivity import prepare_inputs
@@ -207,7 +209,9 @@ def prepare_bench(job: StageJob, pipeline: Any, settings: SamplingSettings) -> t
     path, seed = job.work / "inputs.safetensors", job.params.base.seed
     batch_size = job.params.sampling.batch_size
     if not path.is_file():
-        inputs = prepare_inputs(pipeline, family_of(pipeline), clips, settings, seed, batch_size, first)
+        family = family_of(pipeline)
+        prompts = prompts_of(job, family, "validation", most)
+        inputs = prepare_inputs(pipeline, family, clips, settings, seed, batch_size, first, prompts)
         inputs.save(path)
     bench = Bench(
         teacher=str(job.artifact("teacher") / "pipeline"),
@@ -258,14 +262,14 @@ def measure_times(
     pipeline: Any, units: Sequence[Unit], settings: SamplingSettings, repeats: int
 ) -> dict[str, Any]:
     """Milliseconds of every unit in one pass at batch 1; copy the file to `timing/` to plan by latency."""
-    from vdmini_core.models.flops import unet_inputs
-    from vdmini_core.models.registry import architecture
+    from vdmini_core.models.calls import example_call
+    from vdmini_core.models.registry import architecture, family_of
     from vdmini_core.profiling.timing import time_units
 
-    denoiser = pipeline.unet
+    denoiser = getattr(pipeline, family_of(pipeline).denoiser_name)
     device = str(next(denoiser.parameters()).device)
-    inputs = unet_inputs(denoiser, settings.frames, *settings.latent_size, device=device)
-    times = time_units(denoiser, units, lambda: denoiser(*inputs), repeats)
+    call = example_call(denoiser, settings, device)
+    times = time_units(denoiser, units, lambda: call(denoiser), repeats)
     # Times do not depend on weights, but unit names are the same in models of other widths.
     return times | {"device": device, "architecture": architecture(denoiser)}
 

@@ -27,6 +27,7 @@ CODE_MARK = "vdmini-code.json"
 SHARED_PATHS = (
     "prepare.videos",
     "teacher.path",
+    "teacher.start",
     "evaluate.fvd.weights",
     "evaluate.vbench.suite",
     "evaluate.vbench.images",
@@ -40,6 +41,7 @@ _LAID_OUT = (
     "timing",
     "videos/README.md",
     "teachers/README.md",
+    "teachers/start/README.md",
     "vbench/README.md",
 )
 
@@ -88,10 +90,10 @@ def lay_out(folder: Path, like: Path | None = None) -> None:
     (folder / "params.yaml").write_text(dump_yaml(defaults_yaml(source)), encoding="utf-8")
     refresh_code_mark(folder)
     if like is not None:
-        _start_from(folder, like)
+        start_from(folder, like)
 
 
-def _start_from(folder: Path, like: Path) -> None:
+def start_from(folder: Path, like: Path) -> None:
     """Take over another project's parameters; its folders are named as seen from here."""
     document = defaults_yaml(folder)
     _overlay(document, json.loads(json.dumps(read_yaml(like / "params.yaml"), default=str)))

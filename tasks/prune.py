@@ -17,14 +17,22 @@ if TYPE_CHECKING:
 
 def run(job: StageJob) -> StageOutcome:
     """Cut the student out of the teacher, write it, and see that it loads as it was."""
-    from tasks.models import load_teacher
+    from tasks.models import START, load_teacher
+    from vdmini_core.models.denoiser import load_denoiser
     from vdmini_core.models.registry import save_pipeline
+    from vdmini_core.pruning.compose import cut_again
     from vdmini_core.pruning.surgery import apply_plan
 
     out = job.out / "student"
     pipeline, family, settings = load_teacher(job)
     plan = Plan.load(job.artifact("plan") / "plan.json")
-    student = apply_plan(getattr(pipeline, family.denoiser_name), plan, family)
+    teacher, start = getattr(pipeline, family.denoiser_name), job.artifact("teacher") / START
+    if start.is_dir():
+        middle = load_denoiser(start, next(teacher.parameters()).device)
+        first = Plan.load(start / "plan.json")
+        student, plan = cut_again(first, plan, teacher, middle, family, settings)
+    else:
+        student = apply_plan(teacher, plan, family)
     pipeline.register_modules(**{family.denoiser_name: student})
     cut_vae_decoder(job, pipeline)
     save_pipeline(pipeline, out, settings)
@@ -58,26 +66,23 @@ def cut_vae_decoder(job: StageJob, pipeline: Any) -> None:
 def verify_reload(
     student: nn.Module, vae: Any, directory: Path, name: str, settings: SamplingSettings
 ) -> None:
-    """Load what was written; one pass of the U-Net and one small decoding must be the same bit by bit.
+    """Load what was written; one pass of the denoiser and one small decoding must be the same bit by bit.
 
     Raises:
         ModelError: when the loaded student answers differently.
     """
     import torch
 
-    from vdmini_core.models.flops import unet_inputs
+    from vdmini_core.models.calls import example_call, example_decoding
     from vdmini_core.models.registry import load_pipeline
 
     device = next(student.parameters()).device
     pipeline = load_pipeline(directory, device=device)
     loaded: Any = getattr(pipeline, name)
-    generator = torch.Generator().manual_seed(0)
-    shapes = unet_inputs(student, settings.frames, *settings.latent_size)
-    inputs = [torch.rand(tuple(tensor.shape), generator=generator).to(device) for tensor in shapes]
+    call, decode = example_call(student, settings, device, seed=0), example_decoding(vae, device)
     with torch.no_grad():
-        before, after = (model(*inputs, return_dict=False)[0] for model in (student, loaded))
-        latents = torch.randn(2, vae.config.latent_channels, 8, 8, generator=generator).to(device)
-        painted = [model.decode(latents, num_frames=2, return_dict=False)[0] for model in (vae, pipeline.vae)]
+        before, after = (call(model) for model in (student, loaded))
+        painted = [decode(model) for model in (vae, pipeline.vae)]
     outputs = zip((before, after), painted, strict=True)
     before, after = (torch.cat([made.flatten(), frames.flatten()]) for made, frames in outputs)
     if not torch.equal(before, after):

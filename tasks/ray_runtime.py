@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # Read by Ray when it starts; what the user has set stays.
 QUIET = {
@@ -13,6 +14,13 @@ QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+
+def python_path() -> str:
+    """`PYTHONPATH` with which workers find this package wherever they start."""
+    package = str(Path(__file__).resolve().parent.parent)
+    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return os.pathsep.join(dict.fromkeys([package, *known]))
 
 
 @contextmanager

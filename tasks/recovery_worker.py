@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -15,17 +14,22 @@ from typing import Any
 
 import psutil
 import torch
-import torch.distributed as dist
 from ray import train
 from ray.train.torch import get_device
-from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
+from tasks.encoding import EncodeSpec, recovery_source
+from tasks.recovery_watch import HISTORY, STARTS, STORAGE, Watch, checkpoint_name
 from vdmini_core.artifacts import read_json, write_json
-from vdmini_core.distillation.data import RecoveryBatches, load_recovery_data, seed_of
-from vdmini_core.distillation.recovery_step import Average, RecoveryStep
+from vdmini_core.distillation.ahead import BatchesAhead
+from vdmini_core.distillation.data import RecoveryBatches, seed_of
+from vdmini_core.distillation.guards import History
+from vdmini_core.distillation.recovery_step import RecoveryStep
+from vdmini_core.distillation.workers import Average, average_over, mesh_over
 from vdmini_core.errors import TrainingError, VDMiniError
 from vdmini_core.models.base import SamplingSettings
-from vdmini_core.models.registry import family_of, load_pipeline
+from vdmini_core.models.denoiser import load_denoiser
+from vdmini_core.models.registry import family_of
 from vdmini_core.params import DistillParams
 
 STATE, LOSSES, COMPLETE, FAILED = "state.pt", "losses.jsonl", "complete.json", "failed.json"
@@ -37,6 +41,7 @@ class RecoverySpec:
 
     teacher: str
     student: str
+    prepared: str
     latents: str
     work: str
     feature_pairs: list[list[str]]
@@ -44,6 +49,8 @@ class RecoverySpec:
     params: dict[str, Any]
     seed: int
     threads: int
+    sampling_batch: int = 8
+    gpus: float = 0.0  # over all workers
     resume_from: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,38 +61,80 @@ class RecoverySpec:
 def train_worker(config: dict[str, Any]) -> None:
     """The training function of the `TorchTrainer`, the same on every worker.
 
-    A `TrainingError` comes to every worker at the same step, because it is decided on averaged numbers;
-    it is written down for the driver instead of raised, as trying again would only meet it again.
+    A `TrainingError` comes to every worker at the same step, because it is decided on averaged numbers:
+    all go back to the last checkpoint and try again at smaller rates. The last one is written down for the
+    driver instead of raised, as Ray's trying again would only meet it again.
     """
     spec = RecoverySpec(**config)
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(spec.threads)
     _sign_in(Path(spec.work), rank)
-    recovery, batches = build(spec, get_device(), average_over(world))
-    rows = resume(recovery, spec)
+    device = get_device()
+    mesh = mesh_over(world, device) if spec.params["parallel"] == "fsdp2" else None
+    broken: History | None = None
     try:
-        train_loop(recovery, batches, rows, spec, rank, world)
+        while (broken := attempt(spec, device, rank, world, broken, mesh)) is not None:
+            pass
     except TrainingError as error:
         if rank == 0:
             write_json(Path(spec.work) / FAILED, {k: getattr(error, k) for k in ERROR_PARTS})
+
+
+def attempt(
+    spec: RecoverySpec,
+    device: torch.device,
+    rank: int,
+    world: int,
+    broken: History | None,
+    mesh: DeviceMesh | None = None,
+) -> History | None:
+    """Train from the last checkpoint, or the beginning, to the end.
+
+    Args:
+        spec: what to train.
+        device: of this worker.
+        rank: of this worker.
+        world: number of workers.
+        broken: what the attempt before returned.
+        mesh: the workers over which the models are spread, for `parallel: fsdp2`.
+
+    Returns:
+        The history with one more rollback where a step broke, None at the end.
+
+    Raises:
+        TrainingError: where no rollback is left.
+    """
+    recovery, batches = build(spec, device, average_over(world), mesh)
+    rows, history = resume(recovery, spec, broken)
+    if rank == 0 and broken is None:
+        with (Path(spec.work) / STARTS).open("a", encoding="utf-8") as starts:
+            starts.write(json.dumps({"step": recovery.step_count}) + "\n")
+    try:
+        train_loop(recovery, batches, rows, spec, rank, world, history)
+    except TrainingError as error:
+        history.roll_back(error, recovery.step_count + 1, recovery.params)
+        return history
+    return None
 
 
 ERROR_PARTS = ("problem", "expected", "found", "fix")
 
 
 def build(
-    spec: RecoverySpec, device: torch.device, average: Average | None = None
+    spec: RecoverySpec,
+    device: torch.device,
+    average: Average | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> tuple[RecoveryStep, RecoveryBatches]:
     """Models from their directories, and the step around them."""
     params, settings = DistillParams.model_validate(spec.params), SamplingSettings(**spec.settings)
     family = family_of(Path(spec.teacher))
-    teacher, student = (
-        getattr(load_pipeline(Path(folder)), family.denoiser_name).to(device)
-        for folder in (spec.teacher, spec.student)
-    )
+    place = device if mesh is None else torch.device("cpu")  # FSDP2 moves each worker's parts
+    teacher, student = (load_denoiser(folder, place) for folder in (spec.teacher, spec.student))
+    encoder = EncodeSpec(spec.teacher, spec.prepared, spec.settings, spec.seed, str(device), spec.threads)
     batches = RecoveryBatches(
-        load_recovery_data(Path(spec.latents)),
+        recovery_source(params.inputs, Path(spec.latents), encoder, teacher),
         family,
         settings,
         params.batch_size,
@@ -102,24 +151,10 @@ def build(
         one_step=settings.steps == 1,
         seed=seed_of(spec.seed, "heads") % 2**31,
         average=average,
+        settings=settings,
+        mesh=mesh,
     )
     return recovery, batches
-
-
-def average_over(world: int) -> Average | None:
-    """Averaging of tensors over workers: one all-reduce of everything flattened, once per step."""
-    if world == 1:
-        return None
-
-    def average(tensors: Sequence[Tensor]) -> None:
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
-        flat /= world
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
-
-    return average
 
 
 def train_loop(
@@ -129,47 +164,77 @@ def train_loop(
     spec: RecoverySpec,
     rank: int,
     world: int,
+    history: History,
 ) -> None:
     """Step to the end, reporting a checkpoint every `checkpoint_every` steps and at the last one."""
+    watch = Watch(spec, recovery, history, rank)
     params, device = recovery.params, next(recovery.student.parameters()).device
     live = Path(spec.work) / LOSSES if rank == 0 else Path(os.devnull)
-    with live.open("w", encoding="utf-8", buffering=1) as log:
+    ahead = BatchesAhead(batches, params.steps, device)
+    with ahead, live.open("w", encoding="utf-8", buffering=1) as log:
         log.writelines(json.dumps(row) + "\n" for row in rows)
+        watch.tell()
         spent: list[float] = []
         while recovery.step_count < params.steps:
             began = time.perf_counter()
-            batch = batches.batch(recovery.step_count, rank, world).to(device)
+            batch = ahead.batch(recovery.step_count, rank, world)
             terms = recovery.step(batch)
             spent.append(time.perf_counter() - began)
             rows.append({"step": recovery.step_count, **{k: float(f"{v:.7g}") for k, v in terms.items()}})
-            log.write(json.dumps(rows[-1]) + "\n")
-            if recovery.step_count % params.checkpoint_every == 0 or recovery.step_count == params.steps:
-                report(recovery, rows, Path(spec.work), rank)
+            log.write(json.dumps({**rows[-1], "live": watch.vitals(spent)}) + "\n")
+            watch.after_step()
+            if watch.checkpoint_due():
+                watch.before_checkpoint()
+                report(recovery, rows, Path(spec.work), rank, history)
+                watch.after_checkpoint()
     if rank == 0 and spent:
-        write_json(Path(spec.work) / "speed.json", {"ms_per_step": round(1000 * median(spent), 1)})
+        speed = {
+            "ms_per_step": round(1000 * median(spent), 1),
+            **ahead.waiting(spent),
+            **watch.speed(spent),
+        }
+        write_json(Path(spec.work) / "speed.json", speed)
 
 
-def report(recovery: RecoveryStep, rows: list[dict[str, Any]], work: Path, rank: int) -> None:
+def report(
+    recovery: RecoveryStep, rows: list[dict[str, Any]], work: Path, rank: int, history: History
+) -> None:
     """Hand Ray a checkpoint (rank 0) or nothing (the others); a barrier, so all call it equally often."""
+    history.saved = recovery.step_count
+    if recovery.sharded:
+        from tasks.recovery_shards import report_sharded
+
+        report_sharded(recovery, rows, work, rank, history)
+        return
     if rank:
         train.report(rows[-1])
         return
     folder = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=work))
     try:
-        save_checkpoint(recovery.state_dict(), rows, folder)
+        save_checkpoint(recovery.state_dict(), rows, folder, history)
         checkpoint = train.Checkpoint.from_directory(folder)
-        name = f"checkpoint-{recovery.step_count:08d}"
+        name = checkpoint_name(recovery.step_count)
         train.report(rows[-1], checkpoint=checkpoint, checkpoint_dir_name=name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def save_checkpoint(state: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> None:
-    """Write state, loss curve so far, and the sizes by which a torn copy is told from a whole one."""
+def save_checkpoint(
+    state: dict[str, Any],
+    rows: list[dict[str, Any]],
+    folder: Path,
+    history: History,
+    more: dict[str, int] | None = None,
+) -> None:
+    """Write state, curve and history so far, and the sizes by which a torn copy is told from a whole one.
+
+    `more`: sizes of other files that belong to the checkpoint.
+    """
     torch.save(state, folder / STATE)
     (folder / LOSSES).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    sizes = {name: (folder / name).stat().st_size for name in (STATE, LOSSES)}
-    write_json(folder / COMPLETE, {"step": state["step"], "sizes": sizes})
+    write_json(folder / HISTORY, history.to_dict())
+    sizes = {name: (folder / name).stat().st_size for name in (STATE, LOSSES, HISTORY)}
+    write_json(folder / COMPLETE, {"step": state["step"], "sizes": {**sizes, **(more or {})}})
 
 
 def is_complete(folder: Path) -> bool:
@@ -200,18 +265,33 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def resume(recovery: RecoveryStep, spec: RecoverySpec) -> list[dict[str, Any]]:
-    """Load the checkpoint that Ray knows (or the driver found) and return the loss curve up to it."""
+def resume(
+    recovery: RecoveryStep, spec: RecoverySpec, broken: History | None = None
+) -> tuple[list[dict[str, Any]], History]:
+    """Load the checkpoint that Ray knows (or the driver found): the loss curve and the history up to it.
+
+    After a rollback it is this run's own last checkpoint, at the rates that the rollback left.
+    """
+    if broken is not None:
+        folder = Path(spec.work) / STORAGE / checkpoint_name(broken.saved)
+        rows, history = _restore(recovery, folder) if broken.saved else ([], History())
+        history.rollbacks = broken.rollbacks
+        recovery.rate_scale = history.rate_scale
+        return rows, history
     checkpoint = train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
             return _restore(recovery, Path(directory))
-    return _restore(recovery, Path(spec.resume_from)) if spec.resume_from else []
+    return _restore(recovery, Path(spec.resume_from)) if spec.resume_from else ([], History())
 
 
-def _restore(recovery: RecoveryStep, folder: Path) -> list[dict[str, Any]]:
-    recovery.load_state_dict(load_state(folder))
-    return read_rows(folder / LOSSES)
+def _restore(recovery: RecoveryStep, folder: Path) -> tuple[list[dict[str, Any]], History]:
+    from tasks.recovery_shards import restore
+
+    restore(recovery, folder)
+    history = History(**read_json(folder / HISTORY))
+    recovery.rate_scale = history.rate_scale
+    return read_rows(folder / LOSSES), history
 
 
 def _sign_in(work: Path, rank: int) -> None:

@@ -54,6 +54,8 @@ def run(job: StageJob) -> StageOutcome:
         number = _log_version(job, identity)
     else:
         number = str(version.version)
+        for key, value in rules.tags.items():
+            client.set_model_version_tag(rules.name, number, key, value)
         _complete(job, version)
         job.monitor.note(f"this student is version {number} already")
     client.set_registered_model_alias(rules.name, rules.alias, number)
@@ -86,6 +88,7 @@ def _log_version(job: StageJob, identity: str) -> str:
     model_id = _log_model(job, job.monitor.run_id)
     source = f"models:/{model_id}"
     client, tags = connect(job.root), _tags(job.root, identity, _checked(job, source))
+    tags |= job.params.register_.tags
     keep_recipe(client, job.monitor.run_id, job.root)
     # One call makes the version with all its tags: a kill leaves a whole version or none.
     version = client.create_model_version(

@@ -1,4 +1,4 @@
-"""The registered model as MLflow loads it ("models from code"): an image in, a video out.
+"""The registered model as MLflow loads it ("models from code"): an image or a prompt in, a video out.
 
 MLflow runs this file in a fresh process with the runtime requirements alone, so it imports the core
 and nothing above it.
@@ -54,6 +54,14 @@ def _frames(model_input: Any, params: Any) -> int:
     return asked.pop()
 
 
+def _text(value: Any) -> str:
+    from vdmini_core.errors import DataError
+
+    if not isinstance(value, str) or not value.strip():
+        raise DataError("this model starts from a prompt", expected="text", found=type(value).__name__)
+    return value
+
+
 def _mp4_base64(frames: Any, fps: float) -> str:
     from vdmini_core.data.video import write_mp4
 
@@ -64,22 +72,24 @@ def _mp4_base64(frames: Any, fps: float) -> str:
 
 
 class VideoStudent(mlflow.pyfunc.PythonModel):
-    """Image -> video.
+    """Image -> video, or prompt -> video, as the student's family needs it.
 
-    An array, a PIL image, bytes or a `Path` gives frames uint8 (F, H, W, 3), a 4-d array (B, H, W, 3)
-    gives (B, F, H, W, 3). A table with the column `image` (base64 or bytes; the form that is served)
-    gives one record per row: `{"video": base64 mp4}`. An optional column or param `seed` picks the noise,
-    `frames` how many frames, up to those of the recovery.
+    From images: an array, a PIL image, bytes or a `Path` gives frames uint8 (F, H, W, 3), a 4-d array
+    (B, H, W, 3) gives (B, F, H, W, 3). From prompts: a text gives (F, H, W, 3), a list of n texts
+    (n, F, H, W, 3). A table with the column `image` (base64, bytes or array) or `prompt` (the form that is
+    served) gives one record per row: `{"video": base64 mp4}`; a model that needs both takes only that form.
+    An optional column or param `seed` picks the noise, `frames` how many frames, up to those of the recovery.
     """
 
     def load_context(self, context: Any) -> None:
         """Load the pipeline directory that was registered."""
         import vdmini_core  # noqa: F401  (makes the student's class known to diffusers)
-        from vdmini_core.models.registry import load_pipeline, load_settings
+        from vdmini_core.models.registry import family_of, load_pipeline, load_settings
 
         folder = Path(context.artifacts["pipeline"])
         self.pipeline = load_pipeline(folder)
         self.settings = load_settings(folder, self.pipeline)
+        self.needs = family_of(self.pipeline).needs
 
     def _with_frames(self, frames: int) -> VideoStudent:
         """This student, to be sampled with so many frames; calls at the same time keep their own number."""
@@ -112,25 +122,48 @@ class VideoStudent(mlflow.pyfunc.PythonModel):
         if isinstance(model_input, dict):
             model_input = pd.DataFrame([model_input])
         if isinstance(model_input, pd.DataFrame):
-            seeds = (
-                [int(s) for s in model_input["seed"]] if "seed" in model_input else [seed] * len(model_input)
-            )
-            videos = self._generate([_image(value) for value in model_input["image"]], seeds)
-            return [{"video": _mp4_base64(video, self.settings.fps)} for video in videos]
+            return self._rows(model_input, seed)
+        if self.needs == ("prompts",):
+            texts = [model_input] if isinstance(model_input, str) else list(model_input)
+            videos = self._generate(None, texts, [seed] * len(texts))
+            return videos[0] if isinstance(model_input, str) else videos
         if isinstance(model_input, np.ndarray) and model_input.ndim == 4:
-            return self._generate([_image(image) for image in model_input], [seed] * len(model_input))
-        return self._generate([_image(model_input)], [seed])[0]
+            return self._generate([_image(image) for image in model_input], None, [seed] * len(model_input))
+        return self._generate([_image(model_input)], None, [seed])[0]
 
-    def _generate(self, images: list[Any], seeds: list[int]) -> Any:
+    def _rows(self, table: Any, seed: int) -> list[dict[str, str]]:
+        """One record a row of a table with the columns that the model needs."""
+        from vdmini_core.errors import DataError
+
+        columns = {"first_frames": "image", "prompts": "prompt"}
+        wanted = [columns[need] for need in self.needs]
+        if not set(wanted) <= set(table):
+            raise DataError(
+                "the table lacks what this model starts from",
+                expected=" and ".join(f"a column `{name}`" for name in wanted),
+                found=", ".join(map(str, table)) or "no columns",
+            )
+        images = [_image(value) for value in table["image"]] if "image" in wanted else None
+        prompts = list(table["prompt"]) if "prompt" in wanted else None
+        seeds = [int(s) for s in table["seed"]] if "seed" in table else [seed] * len(table)
+        return [
+            {"video": _mp4_base64(video, self.settings.fps)}
+            for video in self._generate(images, prompts, seeds)
+        ]
+
+    def _generate(self, images: list[Any] | None, prompts: list[Any] | None, seeds: list[int]) -> Any:
         import numpy as np
         import torch
         from PIL import ImageOps
 
         from vdmini_core.models.generate import generate
+        from vdmini_core.models.inputs import ClipInputs
 
-        size = (self.settings.width, self.settings.height)
-        frames = np.stack([np.asarray(ImageOps.fit(image, size)) for image in images])
-        return generate(self.pipeline, torch.from_numpy(frames), seeds, self.settings).numpy()
+        size, frames = (self.settings.width, self.settings.height), None
+        if images is not None:
+            frames = torch.from_numpy(np.stack([np.asarray(ImageOps.fit(image, size)) for image in images]))
+        texts = None if prompts is None else tuple(_text(prompt) for prompt in prompts)
+        return generate(self.pipeline, ClipInputs(frames, texts), seeds, self.settings).numpy()
 
 
 set_model(VideoStudent())

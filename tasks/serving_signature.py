@@ -17,7 +17,7 @@ def signature_of(folder: Path) -> ModelSignature:
     """
     from vdmini_core.models.registry import family_of
 
-    needs = getattr(family_of(folder), "needs", ("first_frames",))
+    needs = family_of(folder).needs
     columns = [
         ColSpec(AnyType(), "image", required="first_frames" in needs),
         ColSpec("string", "prompt", required="prompts" in needs),

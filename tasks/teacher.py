@@ -18,7 +18,7 @@ from vdmini_core.params import is_number
 from vdmini_core.progress import progress_bar
 
 if TYPE_CHECKING:
-    from vdmini_core.models.base import SamplingSettings
+    from vdmini_core.models.base import Family, SamplingSettings
     from vdmini_core.teacher.recipe import TrainingData
 
 SHOWN_CLIPS = 12  # in the strips of a training
@@ -27,6 +27,7 @@ SMALLEST_LATENT = 8  # cells; below it the innermost level sees a single cell
 
 def run(job: StageJob) -> StageOutcome:
     """Fetch or make the teacher, fit it to the prepared clips and check it."""
+    from tasks.start import keep_start
     from vdmini_core.models.registry import family_of, fingerprint, load_pipeline, save_settings
 
     out = job.out / "pipeline"
@@ -36,6 +37,7 @@ def run(job: StageJob) -> StageOutcome:
     check_fit(pipeline, settings)
     save_settings(out, settings)
     family = family_of(pipeline)
+    check_prompts(job, family)
     denoiser = getattr(pipeline, family.denoiser_name)
     check_runs(denoiser, settings)
     units = family.units(denoiser, settings, "pair")
@@ -47,6 +49,7 @@ def run(job: StageJob) -> StageOutcome:
             "params": sum(parameter.numel() for parameter in denoiser.parameters()),
             "units": len(units),
             "steps": settings.steps,
+            **keep_start(job, denoiser),
         },
         table=[
             {
@@ -62,19 +65,29 @@ def run(job: StageJob) -> StageOutcome:
 
 
 def fetch_bundled(job: StageJob, out: Path) -> None:
-    """A teacher of the package; `nano` is made on the spot from the seed, with random weights."""
+    """A teacher of the package; those called `nano` are made on the spot, with random weights."""
     from vdmini_core.bundled import bundled_teacher_path
 
     name = job.params.teacher.bundled
-    if name != "nano":
+    if name not in ("nano", "nano-t2v", "nano-dit"):
         copy_pipeline(bundled_teacher_path(name), out)
         return
-    from vdmini_core.models.registry import default_settings, merge_settings, save_pipeline
-    from vdmini_core.teacher.architecture import build_pipeline, call_arguments
+    from vdmini_core.models.registry import merge_settings, pipeline_settings, save_pipeline
 
-    pipeline: Any = build_pipeline("nano", job.params.base.seed)
-    settings = default_settings(dict(pipeline.unet.config), dict(pipeline.vae.config))
-    save_pipeline(pipeline, out, merge_settings(settings, call_arguments("nano")))
+    pipeline: Any
+    if name == "nano":
+        from vdmini_core.teacher.architecture import build_pipeline, call_arguments
+
+        pipeline, arguments = build_pipeline("nano", job.params.base.seed), call_arguments("nano")
+    elif name == "nano-dit":
+        from vdmini_core.teacher.dit_architecture import NANO_DIT_CALL, build_dit_pipeline
+
+        pipeline, arguments = build_dit_pipeline(job.params.base.seed), NANO_DIT_CALL
+    else:
+        from vdmini_core.teacher.text_architecture import NANO_T2V_CALL, build_text_pipeline
+
+        pipeline, arguments = build_text_pipeline(job.params.base.seed), NANO_T2V_CALL
+    save_pipeline(pipeline, out, merge_settings(pipeline_settings(pipeline), arguments))
 
 
 def fetch_path(job: StageJob, out: Path) -> None:
@@ -91,7 +104,7 @@ def fetch_path(job: StageJob, out: Path) -> None:
 
 
 def fetch_hub(job: StageJob, out: Path) -> None:
-    """A pipeline of the Hugging Face hub at a pinned revision: configs and safetensors only.
+    """A pipeline of the Hugging Face hub at a pinned revision: configs, safetensors and vocabularies only.
 
     Raises:
         ModelError: without a pinned revision, offline, or where access is refused.
@@ -110,7 +123,7 @@ def fetch_hub(job: StageJob, out: Path) -> None:
         folder = snapshot_download(
             params.hub_id or "",
             revision=params.revision,
-            allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors"],
+            allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors", "tokenizer*/*.txt"],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
@@ -274,16 +287,17 @@ def check_fit(pipeline: Any, settings: SamplingSettings) -> None:
     Raises:
         ModelError: not a whole number of latent cells, or too few of them.
     """
-    scale = settings.latent_scale
+    check_frames(settings)
+    scale = settings.latent_scale * _patch(pipeline)
+    least = min(SMALLEST_LATENT, _cells(pipeline))
     for name, pixels in (("height", settings.height), ("width", settings.width)):
         if pixels % scale:
             raise ModelError(
                 f"prepare.{name} does not fit the teacher",
                 expected=f"a multiple of {scale}, the teacher's pixels per latent cell",
                 found=str(pixels),
-                fix=f"set prepare.{name} to {max(pixels // scale, SMALLEST_LATENT) * scale}",
+                fix=f"set prepare.{name} to {max(pixels // scale, least) * scale}",
             )
-        least = min(SMALLEST_LATENT, _cells(pipeline))
         if pixels // scale < least:
             raise ModelError(
                 f"prepare.{name} is too small for the teacher",
@@ -291,6 +305,22 @@ def check_fit(pipeline: Any, settings: SamplingSettings) -> None:
                 found=f"{pixels} pixels",
                 fix=f"set prepare.{name} to {least * scale} or more",
             )
+
+
+def check_frames(settings: SamplingSettings) -> None:
+    """Refuse a number of frames that is not a whole number of latent frames.
+
+    Raises:
+        ModelError: naming the nearest number that fits.
+    """
+    rest = (settings.frames - 1) % settings.frame_scale
+    if rest:
+        raise ModelError(
+            "prepare.frames does not fit the teacher",
+            expected=f"1 more than a multiple of {settings.frame_scale}, the frames in one latent frame",
+            found=str(settings.frames),
+            fix=f"set prepare.frames to {settings.frames - rest + settings.frame_scale}",
+        )
 
 
 def check_runs(denoiser: Any, settings: SamplingSettings) -> None:
@@ -301,13 +331,13 @@ def check_runs(denoiser: Any, settings: SamplingSettings) -> None:
     """
     import torch
 
-    from vdmini_core.models.flops import total_flops, unet_inputs
+    from vdmini_core.models.calls import example_call, smallest
+    from vdmini_core.models.flops import total_flops
 
     try:
         total_flops(denoiser, settings)
-        side = 2 ** (len(denoiser.config.block_out_channels) - 1)
         with torch.no_grad():
-            sample = denoiser(*unet_inputs(denoiser, 2, side, side, device="cpu"), return_dict=False)[0]
+            sample = example_call(denoiser, smallest(denoiser, settings))(denoiser)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ModelError(
             "the teacher does not run at the size of the prepared clips",
@@ -318,8 +348,30 @@ def check_runs(denoiser: Any, settings: SamplingSettings) -> None:
         raise ModelError("the teacher answers with NaN or infinite values", found="non-finite output")
 
 
+def check_prompts(job: StageJob, family: Family) -> None:
+    """Refuse clips without captions where this teacher starts from prompts: later stages would, later.
+
+    Raises:
+        DataError: naming the videos that have none.
+    """
+    from tasks.models import prompts_of
+    from vdmini_core.data.clips import SPLITS
+
+    for split in SPLITS:
+        prompts_of(job, family, split)
+
+
+def _patch(pipeline: Any) -> int:
+    """Latent cells a side of one token, where the denoiser has tokens."""
+    from vdmini_core.models.dit.arguments import patch_of
+
+    return 1 if hasattr(pipeline, "unet") else patch_of(pipeline.transformer.config)[1]
+
+
 def _cells(pipeline: Any) -> int:
     """Latent cells a side the pipeline itself is made for, where that is fewer than the usual least."""
+    if not hasattr(pipeline, "unet"):
+        return 1  # a transformer sees a single token as well
     size = pipeline.unet.config.sample_size
     if size is None:
         return SMALLEST_LATENT

@@ -21,11 +21,12 @@ from tasks.models import device_of
 from tasks.stage import StageJob
 from vdmini_core.artifacts import digest_of, library_versions, sha256_file, tree_digest, write_json
 from vdmini_core.errors import ModelError, ParamsError, VDMiniError
-from vdmini_core.metrics.vbench import Video, check_folder, plan_videos, write_suite
+from vdmini_core.metrics.vbench import Kind, Video, check_folder, plan_videos, write_suite
 from vdmini_core.metrics.vbench_results import read_results
 from vdmini_core.metrics.vbench_suite import read_first_frame
 from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.models.generate import generate
+from vdmini_core.models.inputs import ClipInputs
 
 # Model -> stage and folder its weights lie in.
 MODELS = {"teacher": ("teacher", "pipeline"), "recovered": ("distill", "student")}
@@ -52,14 +53,25 @@ def hand_over(
     scores = _scores(job)
     suite = None
     if wanted.suite is not None:
-        if wanted.kind == "t2v":
-            raise ModelError(
-                f"models of family `{family.name}` start from an image, they do not take prompts",
-                expected="a text-to-video model for VBench-T2V",
-                fix="set evaluate.vbench.kind=i2v with VBench-I2V's suite and images",
-            )
-        suite = _write(job, pipelines, settings, scores)
+        _check_kind(wanted.kind, family)
+        suite = _write(job, pipelines, family, settings, scores)
     return {"vbench": {"kind": wanted.kind, "suite": suite, "scores": scores}} if suite or scores else {}
+
+
+def _check_kind(kind: Kind, family: Family) -> None:
+    images = "first_frames" in family.needs
+    if kind == "t2v" and images:
+        raise ModelError(
+            f"models of family `{family.name}` start from an image, they do not take prompts alone",
+            expected="a text-to-video model for VBench-T2V",
+            fix="set evaluate.vbench.kind=i2v with VBench-I2V's suite and images",
+        )
+    if kind == "i2v" and not images:
+        raise ModelError(
+            f"models of family `{family.name}` start from prompts, they do not take images",
+            expected="an image-to-video model for VBench-I2V",
+            fix="set evaluate.vbench.kind=t2v with VBench's suite",
+        )
 
 
 def _scores(job: StageJob) -> dict[str, dict[str, float]]:
@@ -72,6 +84,7 @@ def _scores(job: StageJob) -> dict[str, dict[str, float]]:
 def _write(
     job: StageJob,
     pipelines: Mapping[str, Any],
+    family: Family,
     settings: SamplingSettings,
     scored: Collection[str],
 ) -> dict[str, Any]:
@@ -83,9 +96,8 @@ def _write(
         store = _store(job, model, {**facts, "seeds": seeds})
 
         def make(batch: Sequence[Video], pipeline: Any = pipelines[model]) -> Tensor:
-            frames = [read_first_frame(_image(v), settings.height, settings.width) for v in batch]
-            pixels = torch.stack([torch.from_numpy(frame) for frame in frames])
-            return generate(pipeline, pixels, [v.seed for v in batch], settings, len(batch))
+            inputs = _inputs(batch, family, settings)
+            return generate(pipeline, inputs, [v.seed for v in batch], settings, len(batch))
 
         made = write_suite(videos, make, store, fps=settings.fps, batch_size=job.params.sampling.batch_size)
         if made < len(videos):
@@ -102,21 +114,27 @@ def _write(
 
 def _plan(job: StageJob, settings: SamplingSettings) -> list[Video]:
     wanted = job.params.evaluate.vbench
-    if wanted.suite is None or wanted.images is None:
+    if wanted.suite is None or (wanted.kind == "i2v" and wanted.images is None):
         raise ParamsError("VBench-I2V needs `evaluate.vbench.suite` and `evaluate.vbench.images`")
     return plan_videos(
         wanted.kind,
         job.path(wanted.suite),
-        images=job.path(wanted.images),
+        images=None if wanted.images is None else job.path(wanted.images),
         size=(settings.height, settings.width),
         seeds=wanted.seeds,
         base_seed=job.params.base.seed,
     )
 
 
-def _image(video: Video) -> Path:
-    assert video.image is not None  # of kind i2v, so planned with its image
-    return video.image
+def _inputs(videos: Sequence[Video], family: Family, settings: SamplingSettings) -> ClipInputs:
+    """What some videos are made from: their images, their prompts, or both, as the family needs."""
+    images = [video.image for video in videos if video.image is not None]
+    pixels = None
+    if "first_frames" in family.needs:
+        frames = [read_first_frame(image, settings.height, settings.width) for image in images]
+        pixels = torch.stack([torch.from_numpy(frame) for frame in frames])
+    prompts = tuple(video.prompt for video in videos) if "prompts" in family.needs else None
+    return ClipInputs(pixels, prompts)
 
 
 def _facts(job: StageJob, videos: Sequence[Video], settings: SamplingSettings) -> dict[str, Any]:
@@ -124,11 +142,12 @@ def _facts(job: StageJob, videos: Sequence[Video], settings: SamplingSettings) -
     suite = job.path(str(job.params.evaluate.vbench.suite))
     core = Path(vdmini_core.__file__).parent
     sources = sorted(path for pattern in _SOURCES for path in core.glob(pattern))
+    images = sorted({video.image for video in videos if video.image is not None})
     return {
         "name": suite.name,
         "sha256": sha256_file(suite),
-        "image_folder": _image(videos[0]).parent.name,
-        "images": {path.name: sha256_file(path) for path in sorted({_image(v) for v in videos})},
+        "image_folder": images[0].parent.name if images else None,
+        "images": {path.name: sha256_file(path) for path in images},
         "size": [settings.height, settings.width],
         "frames": settings.frames,
         "fps": settings.fps,

@@ -14,10 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from vdmini_core.cli_convert import convert
+from vdmini_core.cli_generate import generate
 from vdmini_core.cli_metrics import fvd, fvd_stats
 from vdmini_core.cli_plan import plan, plan_diff
-from vdmini_core.errors import DataError, VDMiniError
-from vdmini_core.printing import JsonOption, check_device, print_json, print_rows
+from vdmini_core.errors import VDMiniError
+from vdmini_core.printing import JsonOption, print_json, print_rows
 
 
 def inspect(
@@ -58,44 +59,6 @@ def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         elif isinstance(value, int | float | str):
             flat[f"{prefix}{key}"] = f"{value:,}" if isinstance(value, int) else value
     return flat
-
-
-def generate(
-    model: Annotated[Path, typer.Argument(help="pipeline directory (teacher or student)")],
-    image: Annotated[Path, typer.Option("--image", help="first frame")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="video file to write (.mp4)")],
-    seed: Annotated[int, typer.Option(help="seed of the noise")] = 0,
-    scale: Annotated[int, typer.Option(min=1, max=16, help="enlarge the written video")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda")] = "cpu",
-) -> None:
-    """Generate a video from an image."""
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    from vdmini_core.data.video import write_mp4
-    from vdmini_core.models.generate import generate as generate_clips
-    from vdmini_core.models.registry import load_pipeline, load_settings
-
-    if output.suffix.lower() != ".mp4":
-        raise DataError("the output must be an .mp4 file", found=str(output), fix="use -o NAME.mp4")
-    if not output.resolve().parent.is_dir():
-        raise DataError("the output's folder does not exist", found=str(output.parent))
-    check_device(device)
-    try:
-        picture = ImageOps.exif_transpose(Image.open(image)).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{image} cannot be read as an image", found=str(error), fix="give a PNG or JPEG"
-        ) from None
-    pipeline = load_pipeline(model, device=device)
-    settings = load_settings(model, pipeline)
-    frame = np.asarray(ImageOps.fit(picture, (settings.width, settings.height)))
-    video = generate_clips(pipeline, torch.from_numpy(frame.copy())[None], [seed], settings)[0].numpy()
-    if scale > 1:
-        video = video.repeat(scale, axis=1).repeat(scale, axis=2)
-    write_mp4(output, video, settings.fps)
-    typer.echo(f"{output}: {len(video)} frames of {video.shape[2]}x{video.shape[1]} at {settings.fps:g} fps")
 
 
 CORE_COMMANDS: dict[str, Callable[..., None]] = {

@@ -11,7 +11,7 @@ import typer
 from vdmini_core.errors import DataError
 from vdmini_core.printing import JsonOption, print_json
 
-MODEL_HELP = "pipeline directory, or `stable-video-diffusion`, `videocrafter2`, `t2v-turbo-v2`"
+MODEL_HELP = "pipeline directory, or a name such as `stable-video-diffusion`, `t2v-turbo-v2`, `hunyuan-video`"
 ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP)]
 RecipeOption = Annotated[str | None, typer.Option(help="paper, auto, manual, magnitude, random, depgraph")]
 UnitOption = Annotated[

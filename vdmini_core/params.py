@@ -32,6 +32,9 @@ class BaseParams(Section):
         2, ge=1, le=256, description="torch threads of a stage, shared by its workers; bytes depend on it"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    hardware: Literal["a100-80gb", "h100", "h200"] | None = Field(
+        None, description="GPU, one for each worker, that `run --dry-run` counts memory and time of"
+    )
 
 
 class SplitClips(Section):
@@ -59,6 +62,10 @@ class PrepareParams(Section):
     )
     decode_timeout_s: float = Field(60.0, gt=0, description="per file, in a worker that is killed beyond it")
     workers: int = Field(2, ge=1, le=256, description="decoding processes")
+    captions: Literal["files", "filename"] = Field(
+        "files",
+        description="prompts of a folder: NAME.txt, captions.csv or .jsonl; filename: names where these lack",
+    )
 
 
 class TeacherTrainParams(Section):
@@ -84,11 +91,18 @@ class TeacherParams(Section):
     """Where the pretrained teacher comes from."""
 
     source: Literal["bundled", "path", "hub", "train"] = "bundled"
-    bundled: str = Field("mini", description="name of a teacher shipped with the package: mini, nano")
+    bundled: str = Field(
+        "mini", description="name of a teacher of the package: mini, nano, nano-t2v, nano-dit"
+    )
     path: str = Field("teachers", min_length=1, description="diffusers pipeline directory, for source: path")
     hub_id: str | None = Field(None, description="owner/name on the Hugging Face hub, for source: hub")
     revision: str | None = Field(
         None, pattern=r"^[0-9a-f]{40}$", description="commit of the hub repository (40 hex digits)"
+    )
+    start: str = Field(
+        "teachers/start",
+        min_length=1,
+        description="folder of a student of this teacher to go on from: profile, plan and prune see it",
     )
     architecture: str | None = Field(
         None, description="built-in name that `run --dry-run` plans with while the weights are not here"
@@ -200,6 +214,24 @@ class DecoderRecoveryParams(Section):
 class DistillParams(Section):
     """ICMD recovery: L = L_task + lambda_icd L_ICD + lambda_mca L_MCA (paper Sec. 3.3, Table 5)."""
 
+    depth: Literal["auto", "none", "lora", "full"] = Field(
+        "full",
+        description="what learns: nothing, low-rank adapters (merged at the end), all weights; auto: by cut",
+    )
+    lora_rank: int = Field(16, ge=1, le=1024)
+    lora_alpha: int = Field(16, ge=1, description="adapters count lora_alpha / lora_rank times")
+    auto_lora_from: float = Field(
+        0.02, ge=0, le=1, description="auto: share removed (parameters or FLOPs) below which nothing learns"
+    )
+    auto_full_from: float = Field(
+        0.15, ge=0, le=1, description="auto: share removed from which every weight learns"
+    )
+    inputs: Literal["latents", "videos"] = Field(
+        "latents", description="latents: encoded once, beforehand; videos: by each worker, batch by batch"
+    )
+    encode_workers: int = Field(
+        0, ge=0, le=256, description="Ray Data workers that make the latents; 0: this process makes them"
+    )
     steps: int = Field(48, ge=1)
     batch_size: int = Field(2, ge=1, description="clips per step over all workers")
     workers: int = Field(2, ge=1, description="Ray Train workers")
@@ -212,25 +244,83 @@ class DistillParams(Section):
     lambda_task: float = Field(1.0, ge=0)
     lambda_icd: float = Field(0.1, ge=0)
     lambda_mca: float = Field(1.0, ge=0)
-    task_loss: Literal["auto", "reconstruction", "teacher"] = Field(
-        "auto", description="reconstruction against real clips, or regression to the teacher's prediction"
+    task_loss: Literal["auto", "reconstruction", "teacher", "consistency"] = Field(
+        "auto",
+        description="against real clips, the teacher's answer, or along its path; auto: as it was trained",
     )
     icd_normalise: bool = Field(True, description="divide each layer by the teacher's own feature scale")
     mca_generator: Literal["hinge", "log"] = "hinge"
     mca_start_step: int = Field(0, ge=0, description="the heads learn alone before this step")
     ema_decay: float = Field(0.95, ge=0, lt=1)
+    lambda_feature_matching: float = Field(
+        0.0, ge=0, description="student's clip against the teacher's in the discriminator's encoder"
+    )
+    r1_gamma: float = Field(0.0, ge=0, description="R1 penalty on the discriminator's heads")
     precision: Literal["fp32", "bf16"] = "fp32"
+    parallel: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="fsdp2: student and teacher in parts over the workers, for what fits no single one"
+    )
+    accumulation: int = Field(1, ge=1, description="slices a worker's share of a batch is computed in")
+    activation_checkpointing: bool = Field(False, description="compute twice what would have to be kept")
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw", description="of the student; adamw8bit needs bitsandbytes or torchao"
+    )
     checkpoint_every: int = Field(16, ge=1, description="steps between checkpoints")
     max_failures: int = Field(3, ge=0, description="worker failures survived per run")
     conditioning_dropout: float = Field(0.0, ge=0, lt=1)
+    rollbacks: int = Field(
+        2, ge=0, description="times a run that breaks goes back to its last checkpoint with smaller rates"
+    )
+    rollback_rate_scale: float = Field(0.5, gt=0, lt=1, description="learning rates are multiplied by it")
+    sample_every: int = Field(
+        0, ge=0, description="steps between videos of the averaged student; 0: at the end alone"
+    )
+    sample_clips: int = Field(2, ge=0, description="validation clips shown beside the teacher's")
+    validate_every: int = Field(
+        0,
+        ge=0,
+        description="steps between measurements of the averaged student against the teacher; 0: never",
+    )
+    validate_clips: int = Field(16, ge=4, description="validation clips measured")
+    select: Literal["last", "best"] = Field("last", description="the averaged student that is kept")
+    select_by: Literal["fvd", "paired_mse"] = Field(
+        "fvd", description="best is smallest: the Fréchet distance, or the error of latents, clip by clip"
+    )
     decoder: DecoderRecoveryParams = DecoderRecoveryParams()
 
     @model_validator(mode="after")
     def _whole_batches(self) -> DistillParams:
         if self.batch_size % self.workers:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of workers {self.workers}")
+        if self.batch_size // self.workers % self.accumulation:
+            raise ValueError(
+                f"a worker's share of {self.batch_size // self.workers} clips (batch_size / workers) is not "
+                f"a multiple of accumulation {self.accumulation}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> DistillParams:
+        if (self.r1_gamma or self.lambda_feature_matching) and not self.lambda_mca:
+            raise ValueError(
+                "r1_gamma and lambda_feature_matching need the discriminator: lambda_mca above 0"
+            )
+        if self.parallel == "fsdp2" and self.optimizer == "adamw8bit":
+            raise ValueError("adamw8bit keeps its state in blocks that fsdp2 cannot take apart: use adamw")
+        if self.parallel == "fsdp2" and self.depth in ("lora", "auto"):
+            raise ValueError("adapters are small: parallel: ddp trains them; fsdp2 wants depth: full")
         if self.lambda_task == self.lambda_icd == self.lambda_mca == 0:
             raise ValueError("lambda_task, lambda_icd and lambda_mca are all 0: nothing would be learned")
+        if self.auto_full_from < self.auto_lora_from:
+            raise ValueError(
+                f"auto_full_from {self.auto_full_from} is below auto_lora_from {self.auto_lora_from}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _best_of_something(self) -> DistillParams:
+        if self.select == "best" and not self.validate_every:
+            raise ValueError("select: best needs validate_every, the steps between measurements")
         return self
 
 
@@ -319,6 +409,7 @@ class RegisterParams(Section):
 
     name: str = Field("vdmini-mini", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     alias: str = Field("candidate", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    tags: dict[str, str] = Field({}, description="put on the version beside the evidence")
 
 
 class PromoteParams(Section):

@@ -46,13 +46,26 @@ class ToyFamily:
         return torch.exp(torch.randn(count, generator=generator))
 
 
-def toy_unet(seed: int = 0, width: int = 32) -> UNetSpatioTemporalConditionModel:
+class ShallowFamily(ToyFamily):
+    """A toy of two levels, for what takes many steps."""
+
+    def feature_points(self, denoiser: nn.Module) -> dict[str, str]:
+        return {"D.0.pair.0": "down_blocks.0.attentions.0", "D.1.pair.0": "down_blocks.1.resnets.0"}
+
+
+SHALLOW_PAIRS = (("down_blocks.0", "down_blocks.0"), ("up_blocks.1", "up_blocks.1"))
+
+
+def toy_unet(seed: int = 0, width: int = 32, levels: int = 4) -> UNetSpatioTemporalConditionModel:
     torch.manual_seed(seed)
+    inner = levels - 1
     unet = UNetSpatioTemporalConditionModel(
-        block_out_channels=(width,) * 4,
+        down_block_types=(*("CrossAttnDownBlockSpatioTemporal",) * inner, "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", *("CrossAttnUpBlockSpatioTemporal",) * inner),
+        block_out_channels=(width,) * levels,
         layers_per_block=1,
         cross_attention_dim=16,
-        num_attention_heads=(1, 1, 1, 1),
+        num_attention_heads=(1,) * levels,
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=24,
         num_frames=FRAMES,
@@ -83,14 +96,17 @@ def toy_params(**changes: object) -> DistillParams:
     return DistillParams.model_validate({"steps": 10, "batch_size": 2, "warmup_steps": 2, **changes})
 
 
-def toy_step(params: DistillParams | None = None, student_seed: int = 1, **kwargs: object) -> RecoveryStep:
+def toy_step(
+    params: DistillParams | None = None, student_seed: int = 1, shallow: bool = False, **kwargs: object
+) -> RecoveryStep:
     params = params or toy_params()
+    family, pairs, levels = (ShallowFamily(), SHALLOW_PAIRS, 2) if shallow else (ToyFamily(), PAIRS, 4)
     example = toy_batches().batch(0)
     return RecoveryStep(
-        ToyFamily(),
-        toy_unet(student_seed),
-        toy_unet(0),
-        PAIRS,
+        family,
+        toy_unet(student_seed, levels=levels),
+        toy_unet(0, levels=levels),
+        pairs,
         params,
         example,
         **kwargs,  # type: ignore[arg-type]

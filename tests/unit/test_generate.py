@@ -12,6 +12,7 @@ from PIL import Image
 
 from vdmini_core.errors import DataError
 from vdmini_core.models.generate import generate
+from vdmini_core.models.inputs import ClipInputs
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def stock(pipeline, frame, settings, **kwargs):
 @pytest.mark.parametrize(("steps", "guidance"), [(1, 1.0), (3, 1.0), (2, 2.5)])
 def test_generate_is_the_stock_call(pipeline, frames, steps, guidance):
     settings = replace(toys.SETTINGS, steps=steps, guidance=guidance)
-    ours = generate(pipeline, frames, [5, 6], settings, batch_size=1)
+    ours = generate(pipeline, ClipInputs(frames), [5, 6], settings, batch_size=1)
     assert ours.shape == (2, 2, 16, 16, 3) and ours.dtype == torch.uint8
     for i, seed in enumerate((5, 6)):
         theirs = stock(pipeline, frames[i], settings, generator=torch.Generator().manual_seed(seed))
@@ -57,23 +58,26 @@ def test_generate_with_given_latents_is_the_stock_call(pipeline, frames):
     settings = replace(toys.SETTINGS, noise_aug_strength=0.0)
     noise = toys.FAMILY.noise(pipeline.unet, settings, [5])
     assert torch.equal(
-        generate(pipeline, frames[:1], [5], settings)[0], stock(pipeline, frames[0], settings, latents=noise)
+        generate(pipeline, ClipInputs(frames[:1]), [5], settings)[0],
+        stock(pipeline, frames[0], settings, latents=noise),
     )
 
 
 def test_batches_do_not_matter(pipeline, frames):
     noise = toys.FAMILY.noise(pipeline.unet, toys.SETTINGS, [5, 6])
     assert torch.equal(noise[1:], toys.FAMILY.noise(pipeline.unet, toys.SETTINGS, [6]))
-    alone = toys.FAMILY.prepare_conditions(pipeline, frames[1:], toys.SETTINGS, 7)
-    both = toys.FAMILY.prepare_conditions(pipeline, frames, toys.SETTINGS, 7)
+    alone = toys.FAMILY.conditions(pipeline, ClipInputs(frames[1:]), toys.SETTINGS, 7)
+    both = toys.FAMILY.conditions(pipeline, ClipInputs(frames), toys.SETTINGS, 7)
     for name, tensor in alone.tensors.items():
         torch.testing.assert_close(both.tensors[name][1:], tensor)
-    apart = (generate(pipeline, frames, [5, 6], toys.SETTINGS, batch_size=b).int() for b in (1, 2))
+    apart = (
+        generate(pipeline, ClipInputs(frames), [5, 6], toys.SETTINGS, batch_size=b).int() for b in (1, 2)
+    )
     assert max((a - b).abs().max() for a, b in [tuple(apart)]) <= 1
 
 
 def test_denoise_is_one_sampling_step(pipeline, frames):
-    conditions = toys.FAMILY.prepare_conditions(pipeline, frames, toys.SETTINGS, 0)
+    conditions = toys.FAMILY.conditions(pipeline, ClipInputs(frames), toys.SETTINGS, 0)
     noise = toys.FAMILY.noise(pipeline.unet, toys.SETTINGS, [1, 2])
     sampled = toys.FAMILY.sample(pipeline, pipeline.unet, noise, conditions, toys.SETTINGS)
     top = (700.0**2 + 1) ** 0.5
@@ -93,4 +97,4 @@ def test_encode_then_decode_has_the_clips_shape(pipeline):
 
 def test_one_seed_a_clip(pipeline, frames):
     with pytest.raises(DataError, match="one seed per clip"):
-        generate(pipeline, frames, [1], toys.SETTINGS)
+        generate(pipeline, ClipInputs(frames), [1], toys.SETTINGS)

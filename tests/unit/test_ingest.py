@@ -23,6 +23,7 @@ from vdmini_core.data.accounting import Prepared
 from vdmini_core.data.clips import SPLITS, clip_count, load_clips, save_clips
 from vdmini_core.data.decode_pool import DecodePool
 from vdmini_core.data.discovery import discover
+from vdmini_core.data.prompts import load_captions, load_prompts
 from vdmini_core.data.splits import Source, assign, level_for
 from vdmini_core.errors import DataError
 from vdmini_core.params import PrepareParams
@@ -142,6 +143,22 @@ def test_unreadable_files_and_folders_are_quarantined(good: Path, tmp_path: Path
     (folder / "closed").mkdir(mode=0)
     reasons = {f.name: f.reason for f in discover(folder) if f.status == "quarantined"}
     assert set(reasons) == {"b.mkv", "closed"}
+
+
+def test_captions_lie_beside_the_clips_in_their_order(good: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "videos", tmp_path / "run" / "out"
+    shutil.copytree(good, folder)
+    (folder / "long.txt").write_text("Numbers count up.")
+    prepared = make(folder, tmp_path / "run")
+    for split in SPLITS:
+        captions = load_captions(out, split)
+        assert [c.source for c in captions] == [entry["source"] for entry in index(tmp_path / "run")[split]]
+        assert {c.prompt for c in captions if c.source == "long.mp4"} <= {"Numbers count up."}
+        assert {c.prompt for c in captions if c.source != "long.mp4"} <= {None}
+    reasons = {record["path"]: record["reason"] for record in prepared.sources}
+    assert reasons["long.txt"] == "captions of the videos"
+    make(folder, tmp_path / "named", captions="filename")
+    assert "b" in load_prompts(tmp_path / "named" / "out", "train")
 
 
 def test_few_videos_are_cut_by_time_and_share_no_frame(good: Path, tmp_path: Path) -> None:

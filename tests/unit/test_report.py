@@ -74,6 +74,22 @@ def test_names_from_outside_are_escaped(html: str) -> None:
     assert "VDMini &amp; &lt;b&gt;friends&lt;/b&gt;" in html
 
 
+def test_prompts_stand_under_the_clips_escaped(tmp_path: Path) -> None:
+    built = fixture.build(tmp_path, clips=2)
+    path = built / "evaluate" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    told = {"starts_from": ["prompts"], "prompts": ["A “red” disc <script>alert(1)</script> & more", "Two"]}
+    path.write_text(json.dumps(metrics | told))
+    html = render_report(built, tmp_path / "page", "Text", 2).read_text(encoding="utf-8")
+    assert (
+        "<q>A “red” disc &lt;script&gt;alert(1)&lt;/script&gt; &amp; more</q>" in html
+        and "<q>Two</q>" in html
+    )
+    assert "The same prompt and the same noise" in html and "<script>alert" not in html
+    assert not any("first frame" in verdict.text for verdict in verdicts(metrics | told, {}))
+    assert any("first frame" in verdict.text for verdict in verdicts(metrics, {}))
+
+
 def test_ids_are_used_once_per_drawing_and_labels_exist(html: str) -> None:
     page = _Page(html)
     own = [name for name in page.ids if not name.startswith(("sensitivity-", "plan-", "losses-", "speedup-"))]

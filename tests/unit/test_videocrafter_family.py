@@ -14,6 +14,7 @@ from vdmini_core.errors import ModelError, PlanError
 from vdmini_core.models import load_denoiser, removal, topology
 from vdmini_core.models.base import Conditions, SamplingSettings
 from vdmini_core.models.flops import total_flops
+from vdmini_core.models.inputs import ClipInputs
 from vdmini_core.models.inspect import inspect_model, load_architecture
 from vdmini_core.models.registry import architecture, family_of, load_pipeline, load_settings, save_pipeline
 from vdmini_core.models.videocrafter import VideoCrafterFamily
@@ -264,5 +265,5 @@ def test_a_pipeline_directory_is_inspected_planned_cut_and_loaded(tmp_path):
     save_pipeline(loaded, tmp_path / "student", None)
     again = load_pipeline(tmp_path / "student")
     assert torch.equal(forward(again.unet, given()), forward(student, given()))
-    with pytest.raises(ModelError, match="does not start from first frames"):
-        FAMILY.prepare_conditions(again, torch.zeros(1, 8, 16, 3), SETTINGS, 0)
+    with pytest.raises(ModelError, match="starts from a prompt"):
+        FAMILY.conditions(again, ClipInputs(torch.zeros(1, 8, 16, 3)), SETTINGS, 0)

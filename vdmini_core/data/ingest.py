@@ -20,9 +20,11 @@ from vdmini_core.data.accounting import (
     quarantined,
     write_outputs,
 )
+from vdmini_core.data.captions import read_captions, serves_as_caption
 from vdmini_core.data.clips import SPLITS
 from vdmini_core.data.decode_pool import DecodePool
 from vdmini_core.data.discovery import Found, discover
+from vdmini_core.data.prompts import SERVED, Caption, save_captions
 from vdmini_core.data.sampling import spread
 from vdmini_core.data.splits import MINIMUM, Assignment, Source, assign, counts, level_for
 from vdmini_core.errors import DataError
@@ -57,7 +59,7 @@ class CachedDecoder:
 
 
 def ingest_folder(root: Path, out: Path, work: Path, params: PrepareParams, seed: int) -> Prepared:
-    """Read a folder tree of videos into clips, `index.json` and `sources.json` in `out`.
+    """Read a folder tree of videos into clips, prompts, `index.json` and `sources.json` in `out`.
 
     Args:
         root: folder tree.
@@ -67,17 +69,24 @@ def ingest_folder(root: Path, out: Path, work: Path, params: PrepareParams, seed
         seed: decides which video serves which split.
 
     Raises:
-        DataError: when too few clips can be made; bad files alone never raise.
+        DataError: when too few clips can be made, or for captions that cannot be read; bad videos alone
+            never raise.
     """
     found = discover(root)
     records = {f.name: new_record(f) for f in found}
     files = {f.name: f for f in found if f.status == "candidate"}
+    captions = read_captions(root, files, params.captions)  # first: a torn table should not cost the decoding
+    for name in records.keys() - files.keys():
+        if serves_as_caption(name, files):
+            records[name]["reason"] = SERVED
     with DecodePool(params.workers, params.decode_timeout_s) as pool:
         decoder = CachedDecoder(pool, work, params)
         sources = _probe(pool, decoder, files, records)
         chosen, assignment = _settle(pool, decoder, files, records, sources, params, seed)
     account(records, chosen)
     write_outputs(out, records, chosen, assignment, params)
+    for split, clips in chosen.items():
+        save_captions(out, split, [Caption(clip.name, captions.get(clip.name)) for clip in clips])
     return Prepared(
         {s: len(chosen[s]) for s in SPLITS}, list(records.values()), notes_for(records, assignment)
     )

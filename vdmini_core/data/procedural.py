@@ -81,12 +81,18 @@ def render_clips(spec: ProceduralSpec, seeds: Sequence[int]) -> Bytes:
     return out
 
 
-def render_clip(spec: ProceduralSpec, seed: int) -> Clip:
-    """Render one clip; deterministic in (spec, seed)."""
+def draw_scene(spec: ProceduralSpec, seed: int) -> sc.Scene:
+    """What `render_clip` paints for this seed."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     scale = spec.pixels_per_unit
+    return sc.sample_scene(rng, spec.level, (spec.width / scale, spec.height / scale), spec.frames)
+
+
+def render_clip(spec: ProceduralSpec, seed: int) -> Clip:
+    """Render one clip; deterministic in (spec, seed)."""
+    scale = spec.pixels_per_unit
     size = (spec.width / scale, spec.height / scale)
-    scene = sc.sample_scene(rng, spec.level, size, spec.frames)
+    scene = draw_scene(spec, seed)
     canvas = _paint_background(scene.background, spec, scale)
     tracks = [sc.trajectory(sprite, spec.frames, size) for sprite in scene.sprites]
     for sprite, (centres, headings) in zip(scene.sprites, tracks, strict=True):

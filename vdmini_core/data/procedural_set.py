@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from vdmini_core.artifacts import write_json
 from vdmini_core.data.accounting import Prepared, Record
+from vdmini_core.data.captions import scene_caption
 from vdmini_core.data.clips import SPLITS, save_clips
 from vdmini_core.data.decode_pool import DecodePool
 from vdmini_core.data.discovery import Found
 from vdmini_core.data.ingest import CachedDecoder
-from vdmini_core.data.procedural import ProceduralSpec, render_clip, split_seeds
+from vdmini_core.data.procedural import ProceduralSpec, draw_scene, render_clip, split_seeds
+from vdmini_core.data.prompts import Caption, save_captions
 from vdmini_core.data.video import Frames, write_mp4
 from vdmini_core.errors import DataError
 from vdmini_core.params import PrepareParams
@@ -28,7 +30,7 @@ def prepare_procedural(out: Path, work: Path, params: PrepareParams, seed: int) 
     """Render, encode and decode every split into `out`.
 
     Writes `videos/<split>/clip_00000.mp4`, `clips-<split>.safetensors`, `truth-<split>.safetensors`,
-    `index.json`, `sources.json`. The splits share no clip seed.
+    `prompts-<split>.jsonl`, `index.json`, `sources.json`. The splits share no clip seed.
 
     Raises:
         DataError: when a file just written cannot be decoded again.
@@ -63,13 +65,12 @@ def _make_split(
     truths: list[Truth] = []
     replies: list[Record] = []
     names = [f"videos/{split}/clip_{number:05d}.mp4" for number in range(count)]
+    spec = ProceduralSpec(params.frames, params.height, params.width, max(1, round(params.fps)), params.level)
+    seeds = split_seeds(split, count, seed)
 
     def render() -> Iterator[tuple[str, Frames]]:
         # Drawn here while the pool's threads encode and decode the clips before.
-        spec = ProceduralSpec(
-            params.frames, params.height, params.width, max(1, round(params.fps)), params.level
-        )
-        for name, clip_seed in zip(names, split_seeds(split, count, seed), strict=True):
+        for name, clip_seed in zip(names, seeds, strict=True):
             clip = render_clip(spec, clip_seed)
             truths.append(clip.truth)
             yield name, clip.frames
@@ -88,6 +89,8 @@ def _make_split(
     raws = (reply["raw"].read_bytes() for reply in replies)
     save_clips(out, split, raws, (count, params.frames, params.height, params.width, 3))
     _save_truth(out / f"truth-{split}.safetensors", truths)
+    told = [scene_caption(draw_scene(spec, clip_seed)) for clip_seed in seeds]
+    save_captions(out, split, [Caption(*pair) for pair in zip(names, told, strict=True)])
     return [
         {"clip": i, "source": n, "start_s": 0.0, "source_fps": params.fps, "decoder": reply["decoder"]}
         for i, (n, reply) in enumerate(zip(names, replies, strict=True))

@@ -1,4 +1,4 @@
-"""What the recovery trains on: latents and conditions computed once, and batches that need no loader state.
+"""What the recovery trains on: latents and conditions of clips, and batches that need no loader state.
 
 Every batch is a pure function of (seed, step): which clips, which noise, which levels. A worker takes its
 slice of it, so a resumed run, or one with another number of workers, sees the same global batches.
@@ -7,37 +7,43 @@ slice of it, so a resumed run, or one with another number of workers, sees the s
 from __future__ import annotations
 
 import hashlib
-import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vdmini_core.artifacts import digest_of, read_json, write_json
+from vdmini_core.distillation.consistency import OwnTaskFamily
 from vdmini_core.distillation.discriminator import renoise_sigmas
-from vdmini_core.errors import DataError
 from vdmini_core.models.base import Conditions, Family, SamplingSettings
-from vdmini_core.progress import track
-
-SHARD_CLIPS = 8
-COMPLETE = "complete.json"
-CONDITION = "condition."
 
 
 @dataclass(frozen=True)
 class RecoveryData:
-    """Latents (n, F, C, h, w) of the training clips, scaled as the denoiser expects, and their conditions."""
+    """Latents (n, F, C, h, w) of clips, scaled as the denoiser expects, and their conditions, in memory."""
 
     latents: Tensor
     conditions: Conditions
 
     def __len__(self) -> int:
         return self.latents.shape[0]
+
+    def rows(self, index_B: Tensor) -> RecoveryData:
+        """Those of the clips `index_B` (1-d long)."""
+        return RecoveryData(self.latents[index_B], self.conditions.select(index_B))
+
+
+class RecoverySource(Protocol):
+    """Where rows come from: memory, shards on disk, or clips that are encoded on the way."""
+
+    def __len__(self) -> int:
+        """Training clips there are."""
+        ...
+
+    def rows(self, index_B: Tensor) -> RecoveryData:
+        """Latents and conditions of the clips `index_B` (1-d long), on the CPU."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,21 @@ class RecoveryBatch:
         """The same batch on another device."""
         moved = {k: v.to(device) for k, v in vars(self).items() if k != "conditions"}
         return RecoveryBatch(**moved, conditions=self.conditions.to(device))
+
+    def split(self, parts: int) -> list[RecoveryBatch]:
+        """Equal slices of the batch, in order; `parts` divides the number of clips."""
+        if parts == 1:
+            return [self]
+        size = len(self.sigma_B) // parts
+        cuts = [slice(start, start + size) for start in range(0, parts * size, size)]
+        tensors = {name: value for name, value in vars(self).items() if name != "conditions"}
+        return [
+            RecoveryBatch(
+                **{name: tensor[cut] for name, tensor in tensors.items()},
+                conditions=self.conditions.slice(cut.start, cut.stop),
+            )
+            for cut in cuts
+        ]
 
 
 def seed_of(*parts: int | str) -> int:
@@ -100,7 +121,7 @@ class RecoveryBatches:
     """Turns (seed, step) into a worker's batch.
 
     Attributes:
-        data: latents and conditions of all training clips.
+        data: latents and conditions of the training clips.
         family: knows the noise levels.
         settings: sampling settings of the teacher; one step means one level, from pure noise.
         batch_size: clips per step over all workers.
@@ -108,7 +129,7 @@ class RecoveryBatches:
         dropout: share of clips whose conditions are blanked, for classifier-free guidance.
     """
 
-    data: RecoveryData
+    data: RecoverySource
     family: Family
     settings: SamplingSettings
     batch_size: int
@@ -126,7 +147,9 @@ class RecoveryBatches:
         ]
         renoise_B = renoise_sigmas(self.batch_size, levels)[slots.start : slots.stop]
         dropped_B = (torch.rand(self.batch_size, generator=levels) < self.dropout)[slots.start : slots.stop]
-        clean = self.data.latents[index]
+        guidance = self._guidance(levels)
+        rows = self.data.rows(index)
+        clean = rows.latents
         noise = _noise(clean.shape[1:], self.seed, step, slots, "noise")
         return RecoveryBatch(
             clean_BFChw=clean,
@@ -134,8 +157,17 @@ class RecoveryBatches:
             sigma_B=sigma_B,
             renoise_BFChw=_noise(clean.shape[1:], self.seed, step, slots, "renoise"),
             renoise_sigma_B=renoise_B,
-            conditions=_blank(self.data.conditions.select(index), dropped_B),
+            conditions=_told(
+                _blank(rows.conditions, dropped_B),
+                None if guidance is None else guidance[slots.start : slots.stop],
+            ),
         )
+
+    def _guidance(self, levels: torch.Generator) -> Tensor | None:
+        """Guidance scales of the whole batch, where the base model was trained with drawn ones."""
+        if not isinstance(self.family, OwnTaskFamily):
+            return None
+        return self.family.training_guidance(self.settings, self.batch_size, levels)
 
     def _noisy(self, clean: Tensor, noise: Tensor, sigma_B: Tensor) -> Tensor:
         # At the top level sampling starts from noise alone: adding the clip would leak its low frequencies
@@ -149,91 +181,21 @@ class RecoveryBatches:
 def _blank(conditions: Conditions, dropped_B: Tensor) -> Conditions:
     if not dropped_B.any():
         return conditions
+    tensors = conditions.tensors
+    empty = {name.removeprefix("negative_"): t for name, t in tensors.items() if name.startswith("negative_")}
+    if empty:  # a text is blank where it is the empty text's; all else stays
+        rows = {name: dropped_B.view(-1, *[1] * (t.ndim - 1)) for name, t in empty.items()}
+        return Conditions(tensors | {n: torch.where(rows[n], t, tensors[n]) for n, t in empty.items()})
     blanked = {
         # ids (frame rate and the like) stay: base models drop what is seen, not how it is played
         name: tensor if name.endswith("_ids") else tensor * (~dropped_B).view(-1, *[1] * (tensor.ndim - 1))
-        for name, tensor in conditions.tensors.items()
+        for name, tensor in tensors.items()
     }
     return Conditions(blanked)
 
 
-def precompute(
-    family: Family,
-    pipeline: Any,
-    clips: Tensor,
-    settings: SamplingSettings,
-    seed: int,
-    folder: Path,
-    identity: Any,
-) -> None:
-    """Encode every training clip once, in shards that survive a kill; nothing is done where all is there.
-
-    Args:
-        family: how clips become latents and conditions.
-        pipeline: the teacher's pipeline with its autoencoder and image encoder.
-        clips: uint8 (n, F, H, W, 3).
-        settings: what the conditions are made for.
-        seed: of the noise augmentation of the conditions.
-        folder: where the shards go.
-        identity: JSON-able data that says what the shards were made from.
-
-    Raises:
-        DataError: when there are no clips, or `folder` holds shards of something else.
-    """
-    if not len(clips):
-        raise DataError(
-            "there are no training clips", expected="at least one clip", fix="run `vdmini prepare`"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, {"identity": digest_of(identity), "clips": len(clips), "shard_clips": SHARD_CLIPS})
-    starts = [start for start in range(0, len(clips), SHARD_CLIPS) if not _shard(folder, start).exists()]
-    for start in track(starts, "encode clips", unit="shard") if starts else ():
-        part = clips[start : start + SHARD_CLIPS]
-        with torch.no_grad():
-            latents = family.encode_clips(pipeline, part)
-            seeds = [seed_of(seed, "conditions", start + place) for place in range(len(part))]
-            given = family.prepare_conditions(pipeline, part[:, 0], settings, seeds)
-        _save_shard(_shard(folder, start), latents, given)
-    write_json(folder / COMPLETE, {"clips": len(clips)})
-
-
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    path = folder / "identity.json"
-    if path.exists() and read_json(path) != identity:
-        raise DataError(
-            "the cached latents belong to other clips or another teacher",
-            found=str(folder),
-            fix="delete that folder and run the stage again",
-        )
-    write_json(path, identity)
-
-
-def _shard(folder: Path, start: int) -> Path:
-    return folder / f"latents-{start:06d}.safetensors"
-
-
-def _save_shard(path: Path, latents: Tensor, given: Conditions) -> None:
-    tensors = {"latents": latents.float(), **{CONDITION + k: v for k, v in given.tensors.items()}}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary)
-    temporary.replace(path)
-
-
-def load_recovery_data(folder: Path) -> RecoveryData:
-    """Read what `precompute` wrote.
-
-    Raises:
-        DataError: when it was not finished.
-    """
-    if not (folder / COMPLETE).exists():
-        raise DataError("the latents of the training clips are not complete", found=str(folder))
-    shards = list(_read_shards(folder))
-    joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
-    latents = joined.pop("latents")
-    given = {name.removeprefix(CONDITION): tensor for name, tensor in joined.items()}
-    return RecoveryData(latents, Conditions(given))
-
-
-def _read_shards(folder: Path) -> Iterator[dict[str, Tensor]]:
-    for path in sorted(folder.glob("latents-*.safetensors")):
-        yield load_file(path)
+def _told(conditions: Conditions, guidance_B: Tensor | None) -> Conditions:
+    if guidance_B is None:
+        return conditions
+    scale = guidance_B.to(conditions.tensors["guidance"])
+    return Conditions(conditions.tensors | {"guidance": scale})

@@ -21,6 +21,7 @@ from vdmini_core.models.base import Conditions, Family
 
 HEAD_WIDTH = 64
 LEVEL_EMBEDDING = 32
+DEPTHS = 4  # levels read where the backbone has no down-sampling blocks
 RENOISE_LOG_MEAN, RENOISE_LOG_STD = -1.0, 1.0  # log-normal σ', as EDM training levels, moved to low noise
 
 
@@ -33,13 +34,15 @@ def encoder_points(family: Family, denoiser: nn.Module) -> tuple[str, ...]:
     """Module paths of the down-sampling blocks, in the order the data meets them.
 
     Found from the features of `D.*`: a U-Net's block is the first two parts of their paths
-    (`down_blocks.1.attentions.0` lies in `down_blocks.1`). A family without them (a DiT) gives the first
-    half of its feature points.
+    (`down_blocks.1.attentions.0` lies in `down_blocks.1`). A family without them (a DiT) gives up to
+    `DEPTHS` layers, evenly spread over the first half of its feature points.
     """
     points = family.feature_points(denoiser)
     inside = [path for name, path in points.items() if re.match(r"D\.\d+", name)]
     blocks = tuple(dict.fromkeys(".".join(path.split(".")[:2]) for path in inside))
-    return blocks or tuple(points.values())[: max(1, len(points) // 2)]
+    half = tuple(points.values())[: max(1, len(points) // 2)]
+    count = min(DEPTHS, len(half))
+    return blocks or tuple(half[(place + 1) * len(half) // count - 1] for place in range(count))
 
 
 def encode(

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vdmini_core.errors import TrainingError
+from vdmini_core.models.dit.features import feature_shaper
 
 Features = dict[str, Tensor]
 
@@ -44,6 +45,7 @@ def _first_tensor(output: Any) -> Tensor:
 def feature_taps(model: nn.Module, paths: Sequence[str]) -> Iterator[Features]:
     """Within the context every forward pass fills the yielded dictionary: path -> output tensor, graph kept.
 
+    Outputs are (B*F, C, h, w): of a transformer its tokens, put on the grid of their frames.
     The hooks are removed on leaving, whatever happens inside.
 
     Args:
@@ -55,19 +57,21 @@ def feature_taps(model: nn.Module, paths: Sequence[str]) -> Iterator[Features]:
     """
     features: Features = {}
 
-    def keep(path: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            features[path] = _first_tensor(output)
-
-        return hook
-
     modules = {path: named_module(model, path) for path in dict.fromkeys(paths)}
-    handles = [module.register_forward_hook(keep(path)) for path, module in modules.items()]
-    try:
-        yield features
-    finally:
-        for handle in handles:
-            handle.remove()
+    with feature_shaper(model) as shaped:
+
+        def keep(path: str) -> Any:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                features[path] = shaped(_first_tensor(output))
+
+            return hook
+
+        handles = [module.register_forward_hook(keep(path)) for path, module in modules.items()]
+        try:
+            yield features
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 @contextmanager

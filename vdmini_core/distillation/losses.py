@@ -7,7 +7,7 @@ the loss on the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -36,26 +36,31 @@ def task_reconstruction(
     pred_BFChw: Tensor,
     target_BFChw: Tensor,
     sigma_B: Tensor | None = None,
-    weighting: Literal["none", "edm"] = "none",
+    weighting: Literal["none", "edm", "noise", "flow"] = "none",
 ) -> Tensor:
-    """L_task of an EDM model: E[λ(σ) ||x̂0 - x0||²], a mean over everything.
+    """L_task of a diffusion model: E[λ(σ) ||x̂0 - x0||²], a mean over everything.
 
     At one step and one level this is SF-V's reconstruction loss (arXiv 2406.04324).
 
     Args:
         pred_BFChw: predicted clean latents.
         target_BFChw: latents of the real clip, or the teacher's prediction for the same noise.
-        sigma_B: noise levels (B,), needed for `edm`.
-        weighting: `none` for one-step models (one level has one weight), `edm` for many levels.
+        sigma_B: noise levels (B,), needed by all but `none`.
+        weighting: `none` for one-step models (one level has one weight), `edm` for many levels; `noise`,
+            1/σ², is the error of the predicted noise, as x = x0 + σ ε gives x̂0 - x0 = σ (ε - ε̂) (DDPM,
+            arXiv 2006.11239, Eq. 14); `flow`, (1 + σ)²/σ², is the error of the predicted velocity, as
+            x̂0 - x0 = s (v - v̂) at the flow time s = σ / (1 + σ) (arXiv 2210.02747).
 
     Raises:
-        TrainingError: `edm` without noise levels.
+        TrainingError: a weighting without noise levels.
     """
     error_B = (pred_BFChw.float() - target_BFChw.float()).square().flatten(1).mean(dim=1)
-    if weighting == "edm":
+    if weighting != "none":
         if sigma_B is None:
-            raise TrainingError("EDM weighting needs the noise level of every clip", expected="sigma_B (B,)")
-        error_B = error_B * edm_weight(sigma_B.float())
+            raise TrainingError("this weighting needs the noise level of every clip", expected="sigma_B (B,)")
+        sigma_B = sigma_B.float()
+        weights = {"edm": edm_weight(sigma_B), "noise": sigma_B**-2, "flow": ((1 + sigma_B) / sigma_B) ** 2}
+        error_B = error_B * weights[weighting]
     return error_B.mean()
 
 
@@ -135,6 +140,43 @@ def mca_generator_loss(fake_logits: Sequence[Tensor], form: Literal["hinge", "lo
     return torch.stack(losses).mean()
 
 
+def feature_matching_loss(fake_feats: Sequence[Tensor], real_feats: Sequence[Tensor]) -> Tensor:
+    """How far the student's clip is from the teacher's in what the discriminator's encoder sees of them.
+
+    Mean over levels and frames of ||f - r||₁ / ||r||₁ (after pix2pixHD, arXiv 1711.11585, which compares a
+    discriminator's features). Here they are those of the frozen encoder, not those of the heads: the target
+    stands still while the heads learn, and both sides are there already, so it costs nothing.
+
+    Args:
+        fake_feats: one tensor (N, C, h, w) per level, frames folded into the batch.
+        real_feats: the same shapes; no gradient reaches them.
+    """
+    levels = []
+    for fake, real in zip(fake_feats, real_feats, strict=True):
+        real_NX = real.detach().float().flatten(1)
+        distance_N = (fake.float().flatten(1) - real_NX).abs().mean(dim=1)
+        levels.append((distance_N / real_NX.abs().mean(dim=1).clamp_min(SCALE_FLOOR)).mean())
+    return torch.stack(levels).mean()
+
+
+def r1_penalty(heads: Callable[[list[Tensor]], Sequence[Tensor]], real_feats: Sequence[Tensor]) -> Tensor:
+    """R1 = E ||∇_f Σ D(f)||² at the teacher's features f (arXiv 1801.04406, Sec. 4.1, eq. 9 without γ/2).
+
+    The heads are all that learns of D and f is what they see, so the slope is taken there: no second
+    derivative runs through the encoder. Norms are over channels, means over places, frames and levels, so
+    that γ means the same at every size of clip. In float32 whatever the precision of the rest.
+
+    Args:
+        heads: features to logits, one tensor per head.
+        real_feats: one tensor (N, C, h, w) per level, frames folded into the batch.
+    """
+    leaves = [real.detach().float().requires_grad_(True) for real in real_feats]
+    with torch.autocast(leaves[0].device.type, enabled=False):
+        answer = torch.stack([logits.float().sum() for logits in heads(leaves)]).sum()
+        slopes = torch.autograd.grad(answer, leaves, create_graph=True)
+    return torch.stack([slope.square().sum(dim=1).mean() for slope in slopes]).mean()
+
+
 def total_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Σ weight · term over the named terms; a term without a weight, or weight 0, is out of the graph.
 
@@ -147,3 +189,8 @@ def total_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Ten
             "no loss term has a weight", expected="a lambda above 0", found=str(dict(weights))
         )
     return torch.stack(weighted).sum()
+
+
+def mean_terms(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of every term over equal slices of a batch."""
+    return {name: torch.stack([terms[name] for terms in parts]).mean() for name in parts[0]}

@@ -9,20 +9,33 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
+from vdmini_core.distillation.checkpointing import checkpoint_activations
+from vdmini_core.distillation.consistency import (
+    OwnTask,
+    consistency_target,
+    lower_levels,
+    own_task,
+    pseudo_huber,
+)
 from vdmini_core.distillation.data import RecoveryBatch
+from vdmini_core.distillation.depth import open_student
 from vdmini_core.distillation.discriminator import DiscriminatorHeads, encode, encoder_points
 from vdmini_core.distillation.feature_taps import feature_taps
 from vdmini_core.distillation.losses import (
+    feature_matching_loss,
     icd_loss,
     mca_discriminator_loss,
     mca_generator_loss,
+    mean_terms,
+    r1_penalty,
     task_reconstruction,
     total_loss,
 )
@@ -30,15 +43,23 @@ from vdmini_core.distillation.optim import (
     MovingAverage,
     gradients,
     head_optimizer,
+    part_norms,
     rate_at,
     set_rate,
     student_optimizer,
 )
+from vdmini_core.distillation.sharding import (
+    clip_gradients,
+    shard_student,
+    shard_teacher,
+    skeleton_of,
+    whole_model,
+)
+from vdmini_core.distillation.workers import Average
 from vdmini_core.errors import TrainingError
-from vdmini_core.models.base import Family
+from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.params import DistillParams
 
-Average = Callable[[Sequence[Tensor]], None]
 TERMS = ("total", "task", "icd", "mca_generator", "mca_discriminator", "grad_norm")
 DIVERGED = 1000.0  # times the first task loss
 
@@ -48,14 +69,16 @@ class RecoveryStep:
 
     Args:
         family: how the denoisers are called.
-        student: the cut denoiser; trained in place.
+        student: the cut denoiser; trained in place, as deep as `params.depth` says.
         teacher: the whole denoiser; frozen here and nowhere else, and the discriminator's backbone as well.
         feature_pairs: (student module path, teacher module path), as `Plan.feature_pairs`.
         params: weights, learning rates and the like.
         example: any batch, for the number of channels that the heads see.
         one_step: the teacher samples in one step; decides what the task loss `auto` means.
-        seed: of the heads' initial weights.
+        seed: of the initial weights of heads and adapters.
         average: averages a list of tensors over workers in place; None for one worker.
+        settings: of the teacher's sampling, for a family that says what its own task loss is.
+        mesh: the workers over which student and teacher are spread (FSDP2); None: whole on each of them.
     """
 
     def __init__(
@@ -70,15 +93,32 @@ class RecoveryStep:
         one_step: bool = True,
         seed: int = 0,
         average: Average | None = None,
+        settings: SamplingSettings | None = None,
+        mesh: DeviceMesh | None = None,
     ) -> None:
+        self.settings = settings
+        own = own_task(family, settings) if settings is not None else "reconstruction"
         self.family, self.params, self.average = family, params, average
-        self.student = student.requires_grad_(True).train()
+        self.student = open_student(student, params, seed).train()
+        for module in student.modules():
+            if isinstance(module, nn.Dropout):  # ModelScope's temporal convolutions have it: a hidden draw
+                module.eval()
         self.teacher = teacher.requires_grad_(False).eval()
         self.pairs = tuple(feature_pairs) if params.lambda_icd else ()
         self.points = encoder_points(family, teacher) if params.lambda_mca else ()
-        self.task_weights = task_weights(params, one_step)
-        self.weighting: Any = "none" if one_step else "edm"
+        self.task_weights = task_weights(params, one_step, own)
+        self.names = term_names(params)
+        self.weighting: Any = "none" if one_step else own if own in ("noise", "flow") else "edm"
+        self._lower(example.sigma_B)  # refuses a teacher that is no consistency model before it is trained
+        if params.activation_checkpointing:
+            checkpoint_activations(student, teacher)
+        self.skeleton = skeleton_of(student) if mesh is not None else None
+        if mesh is not None:
+            shard_student(student, mesh, params.precision)
+            shard_teacher(teacher, mesh, params.precision, self.points)
         self.step_count, self.first_task = 0, math.nan
+        self.rate_scale = 1.0  # share of all learning rates, lowered after a rollback
+        self.part_norms: dict[str, float] = {}  # of the last step's gradients, before clipping
         self.ema = MovingAverage(student, params.ema_decay)
         self.optimizer = student_optimizer(student, params)
         self.heads = DiscriminatorHeads(self._channels(example), seed).to(example.clean_BFChw.device)
@@ -87,49 +127,63 @@ class RecoveryStep:
     def _channels(self, example: RecoveryBatch) -> list[int]:
         if not self.points:
             return []
+        one = example.split(len(example.sigma_B))[0]  # a whole batch may be more than fits
         with torch.no_grad():
-            return [feature.shape[1] for feature in self._encode(example, example.clean_BFChw)]
+            return [feature.shape[1] for feature in self._encode(one, one.clean_BFChw)]
 
     def step(self, batch: RecoveryBatch) -> dict[str, float]:
         """Learn from one batch.
 
         Returns:
-            `TERMS` averaged over workers, and `lr`; terms that are switched off are 0.
+            `names` averaged over workers, and `lr`; terms that are switched off are 0.
 
         Raises:
             TrainingError: when a term or the gradient is not finite, or the task loss has exploded; nothing
                 has been changed by this step then.
         """
-        rate = rate_at(self.step_count, self.params)
+        rate = rate_at(self.step_count, self.params) * self.rate_scale
         self.optimizer.zero_grad(set_to_none=True)
-        with self._precision(batch):
-            terms, heads_loss = self.losses(batch)
-        terms["total"] = total_loss(terms, self.weights())
-        terms["total"].backward()
-        if heads_loss is not None and self.head_optimizer is not None:
+        if self.head_optimizer is not None:
             self.head_optimizer.zero_grad(set_to_none=True)
-            heads_loss.backward()
-            terms["mca_discriminator"] = heads_loss
-        values = self._reduce(terms)
+        parts = batch.split(self.params.accumulation)
+        values = self._reduce(mean_terms([self._backward(part, len(parts)) for part in parts]))
         self._check(values)
         set_rate(self.optimizer, self.params.learning_rate * rate)
         self.optimizer.step()
-        if heads_loss is not None and self.head_optimizer is not None:
+        if self.head_optimizer is not None:
+            set_rate(self.head_optimizer, self.params.head_learning_rate * self.rate_scale)
             self.head_optimizer.step()
         self.ema.update(self.student)
         self.step_count += 1
         return {**values, "lr": self.params.learning_rate * rate}
 
+    def _backward(self, batch: RecoveryBatch, parts: int) -> dict[str, Tensor]:
+        """Leave the gradients of one of `parts` equal slices, scaled so that they add up to the mean."""
+        with self._precision(batch):
+            terms, heads_loss = self.losses(batch)
+        terms["total"] = total_loss(terms, self.weights())
+        (terms["total"] / parts).backward()
+        if heads_loss is not None:
+            penalty = self.params.r1_gamma / 2 * terms["r1"] if "r1" in terms else 0.0
+            ((heads_loss + penalty) / parts).backward()
+            terms["mca_discriminator"] = heads_loss
+        return {name: term.detach() for name, term in terms.items()}
+
     def weights(self) -> dict[str, float]:
         """Weight of each term at the present step; the heads learn alone before `mca_start_step`."""
         mca = self.params.lambda_mca if self.step_count >= self.params.mca_start_step else 0.0
-        return {"task": self.params.lambda_task, "icd": self.params.lambda_icd, "mca_generator": mca}
+        features = self.params.lambda_feature_matching
+        return {
+            **{"task": self.params.lambda_task, "icd": self.params.lambda_icd, "mca_generator": mca},
+            **({"feature_matching": features} if features else {}),
+        }
 
     def losses(self, batch: RecoveryBatch) -> tuple[dict[str, Tensor], Tensor | None]:
         """The student's named terms and the heads' own loss, ready for one backward pass each."""
         given = (batch.noisy_BFChw, batch.sigma_B, batch.conditions)
         with torch.no_grad(), feature_taps(self.teacher, [t for _, t in self.pairs]) as teacher_feats:
-            wanted = self.pairs or self.points or self.task_weights["teacher"]
+            weights = self.task_weights
+            wanted = self.pairs or self.points or weights["teacher"] or weights["consistency"]
             real = self.family.denoise(self.teacher, *given).float() if wanted else None
         with feature_taps(self.student, [s for s, _ in self.pairs]) as student_feats:
             fake = self.family.denoise(self.student, *given).float()
@@ -140,22 +194,40 @@ class RecoveryStep:
             terms["icd"] = icd_loss(student_side, teacher_side, self.params.icd_normalise)
         if not self.points or real is None:
             return terms, None
-        generator, heads_loss = self._adversarial(batch, fake, real)
-        return {**terms, "mca_generator": generator}, heads_loss
+        adversarial, heads_loss = self._adversarial(batch, fake, real)
+        return {**terms, **adversarial}, heads_loss
 
     def _task(self, fake: Tensor, real: Tensor | None, batch: RecoveryBatch) -> Tensor:
         targets = {"reconstruction": batch.clean_BFChw, "teacher": real}
         parts = [
             weight * task_reconstruction(fake, target, batch.sigma_B, self.weighting)
             for name, weight in self.task_weights.items()
-            if weight and (target := targets[name]) is not None
+            if weight and (target := targets.get(name)) is not None
         ]
+        lower_B = self._lower(batch.sigma_B)
+        if lower_B is not None and real is not None:
+            target = consistency_target(
+                lambda noisy, sigma: self.family.denoise(self.teacher, noisy, sigma, batch.conditions),
+                batch.noisy_BFChw,
+                real,
+                batch.sigma_B,
+                lower_B,
+            )
+            parts.append(self.task_weights["consistency"] * pseudo_huber(fake, target))
         return torch.stack(parts).sum()
 
-    def _adversarial(self, batch: RecoveryBatch, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    def _lower(self, sigma_B: Tensor) -> Tensor | None:
+        """The next lower noise levels (B,) for consistency distillation; None where it is off."""
+        if not self.task_weights["consistency"] or not self.params.lambda_task:
+            return None
+        return lower_levels(self.family, sigma_B, self.settings)
+
+    def _adversarial(
+        self, batch: RecoveryBatch, fake: Tensor, real: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """L_MCA's two sides; the fake's features are computed once and detached for the heads."""
-        generator_on = self.weights()["mca_generator"] != 0
-        with torch.set_grad_enabled(generator_on):
+        matching = self.params.lambda_feature_matching != 0
+        with torch.set_grad_enabled(matching or self.weights()["mca_generator"] != 0):
             fake_feats = self._encode(batch, fake)
         with torch.no_grad():
             real_feats = self._encode(batch, real)
@@ -163,11 +235,17 @@ class RecoveryStep:
         self.heads.requires_grad_(
             False
         )  # the student's loss passes through the heads and leaves nothing there
-        generator = mca_generator_loss(self.heads(fake_feats, sigma), self.params.mca_generator)
+        terms = {
+            "mca_generator": mca_generator_loss(self.heads(fake_feats, sigma), self.params.mca_generator)
+        }
         self.heads.requires_grad_(True)
+        if matching:
+            terms["feature_matching"] = feature_matching_loss(fake_feats, real_feats)
+        if self.params.r1_gamma:
+            terms["r1"] = r1_penalty(lambda features: self.heads(features, sigma), real_feats)
         detached = [feature.detach() for feature in fake_feats]
         heads_loss = mca_discriminator_loss(self.heads(detached, sigma), self.heads(real_feats, sigma))
-        return generator, heads_loss
+        return terms, heads_loss
 
     def _encode(self, batch: RecoveryBatch, clip_BFChw: Tensor) -> list[Tensor]:
         sigma_B = batch.renoise_sigma_B
@@ -182,19 +260,21 @@ class RecoveryStep:
     def _reduce(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """Average gradients and terms over workers, clip, and bring the numbers to the CPU at once."""
         zero = terms["total"].new_zeros(())
-        named = torch.stack([terms.get(name, zero).detach().float() for name in TERMS[:-1]])
+        named = torch.stack([terms.get(name, zero).detach().float() for name in self.names[:-1]])
         student_grads = list(gradients(self.student))
         head_grads = list(gradients(self.heads)) if self.head_optimizer is not None else []
         if self.average is not None:
-            self.average([*student_grads, *head_grads, named])
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.params.max_grad_norm)
+            # FSDP2 has averaged the student's gradients over the workers when it took them apart
+            self.average([*(() if self.sharded else student_grads), *head_grads, named])
+        self.part_norms = part_norms(self.student, self.heads)
+        norm = clip_gradients(self.student.parameters(), self.params.max_grad_norm)
         head_norm = torch.nn.utils.clip_grad_norm_(self.heads.parameters(), self.params.max_grad_norm)
         numbers = torch.cat(
             [named, norm.float().reshape(1), head_norm.float().to(named.device).reshape(1)]
         ).tolist()
         if not math.isfinite(numbers[-1]):
             numbers[-2] = numbers[-1]  # a broken head gradient stops the step like a broken student's
-        return dict(zip(TERMS, numbers[:-1], strict=True))
+        return dict(zip(self.names, numbers[:-1], strict=True))
 
     def _check(self, values: dict[str, float]) -> None:
         """Refuse a step whose numbers are not finite or far off; the same decision on every worker."""
@@ -215,14 +295,24 @@ class RecoveryStep:
                 fix="lower distill.learning_rate or distill.max_grad_norm",
             )
 
+    @property
+    def sharded(self) -> bool:
+        """Whether student and teacher are in parts, one on each worker."""
+        return self.skeleton is not None
+
     def recovered(self) -> nn.Module:
-        """A copy of the student with the averaged weights, in eval mode."""
+        """A copy of the student with the averaged weights, in eval mode; with a mesh all workers call it."""
+        if self.skeleton is not None:
+            return whole_model(self.skeleton, self.ema.tensors).requires_grad_(False).eval()
         model = copy.deepcopy(self.student).requires_grad_(False).eval()
         self.ema.copy_to(model)
         return model
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers from which `load_state_dict` goes on exactly; the teacher is not part of it."""
+        """Tensors and numbers from which `load_state_dict` goes on exactly; the teacher is not part of it.
+
+        With a mesh they are parts: `sharded_state` saves and loads those.
+        """
         return {
             "step": self.step_count,
             "first_task": self.first_task,
@@ -257,10 +347,18 @@ class RecoveryStep:
         self.step_count, self.first_task = state["step"], state["first_task"]
 
 
-def task_weights(params: DistillParams, one_step: bool) -> dict[str, float]:
-    """How much of the task loss looks at real clips and how much at the teacher's prediction."""
+def term_names(params: DistillParams) -> tuple[str, ...]:
+    """`TERMS`, and in front of the gradient's norm those that are not part of the paper's loss."""
+    extra = (("feature_matching", params.lambda_feature_matching), ("r1", params.r1_gamma))
+    return (*TERMS[:-1], *(name for name, weight in extra if weight), TERMS[-1])
+
+
+def task_weights(params: DistillParams, one_step: bool, own: OwnTask = "reconstruction") -> dict[str, float]:
+    """How much of the task loss looks at real clips, at the teacher's prediction, and along its path."""
+    kinds = ("reconstruction", "teacher", "consistency")
+    if params.task_loss == "auto" and own != "reconstruction":
+        return dict.fromkeys(kinds, 0.0) | {own if own == "consistency" else "reconstruction": 1.0}
     if params.task_loss == "auto":
-        return (
-            {"reconstruction": 0.5, "teacher": 0.5} if one_step else {"reconstruction": 1.0, "teacher": 0.0}
-        )
-    return {name: float(name == params.task_loss) for name in ("reconstruction", "teacher")}
+        share = 0.5 if one_step else 0.0
+        return {"reconstruction": 1.0 - share, "teacher": share, "consistency": 0.0}
+    return {name: float(name == params.task_loss) for name in kinds}

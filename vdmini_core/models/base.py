@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from vdmini_core.models.inputs import ClipInputs, Need
+
 Variant = Literal["removed", "replaced"]
 
 
@@ -76,7 +78,10 @@ class SamplingSettings:
     """How a pipeline directory wants to be sampled (its `vdmini.json`, or the family's defaults).
 
     `latent_scale` is the pipeline's own: pixels per latent cell, 2 ** (VAE levels - 1). `load_settings`
-    reads it from the VAE, so that everything that sees the denoiser alone knows the latent size.
+    reads it from the VAE, so that everything that sees the denoiser alone knows the latent size. So are
+    `frame_scale`, frames per latent frame (the first frame apart, which has its own), `rescaled_schedule`
+    (noise levels are those of VideoCrafter2, which scales the clean sample), and `flow_shift` of the
+    scheduler of a flow-matching model.
     """
 
     frames: int
@@ -89,6 +94,14 @@ class SamplingSettings:
     noise_aug_strength: float = 0.02
     decode_chunk_size: int = 8
     latent_scale: int = 8
+    rescaled_schedule: bool = False
+    frame_scale: int = 1
+    flow_shift: float = 1.0
+
+    @property
+    def latent_frames(self) -> int:
+        """Number of latent frames."""
+        return (self.frames - 1) // self.frame_scale + 1
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -152,6 +165,7 @@ class Family(Protocol):
 
     name: str
     denoiser_name: str  # component name in the pipeline: "unet" or "transformer"
+    needs: tuple[Need, ...]  # what of `ClipInputs` its conditions are made from
 
     def units(self, denoiser: nn.Module, settings: SamplingSettings, granularity: str = "both") -> list[Unit]:
         """Every unit in the order the data meets them, with parameters and FLOPs.
@@ -203,12 +217,15 @@ class Family(Protocol):
         """The units the paper removes from this architecture."""
         ...
 
-    def prepare_conditions(
-        self, pipeline: Any, first_frames_BHWC: Tensor, settings: SamplingSettings, seed: int | Sequence[int]
+    def conditions(
+        self, pipeline: Any, inputs: ClipInputs, settings: SamplingSettings, seed: int | Sequence[int]
     ) -> Conditions:
-        """First frames uint8 (B, H, W, 3) -> what the denoiser is conditioned on.
+        """First frames, prompts or both, as the family `needs` -> what the denoiser is conditioned on.
 
         One seed serves every clip alike, a sequence gives each clip its own; batches do not matter.
+
+        Raises:
+            ModelError: when the inputs lack what the family needs.
         """
         ...
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vdmini_core.errors import ModelError
+from vdmini_core.models.dit.table import ARCHITECTURES
 from vdmini_core.models.pipeline_dir import INDEX, VARIANT, check_weights, read_config
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ DENOISERS = {
     "UNetSpatioTemporalConditionModel": "diffusers",
     "UNetSpatioTemporalPrunedModel": "vdmini_core",
     "UNet3DFpsConditionModel": "vdmini_core",
+    **dict.fromkeys(ARCHITECTURES, "diffusers"),
 }
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vdmini_core.models.base import SamplingSettings
+from vdmini_core.models.dit.table import ARCHITECTURES
 from vdmini_core.models.pruned_unet import build_on_meta
 
 TEXT_TOKENS = 77  # of a prompt, padded
@@ -36,7 +37,15 @@ def module_flops(model: nn.Module, call: Callable[[], Any]) -> dict[str, int]:
 
 
 def denoiser_flops(denoiser: Any, settings: SamplingSettings) -> dict[str, int]:
-    """Operations of one U-Net pass at batch 1, per module path; "" is the total."""
+    """Operations of one pass at batch 1, per module path; "" is the total.
+
+    Raises:
+        ModelError: for a transformer whose attention cannot be counted.
+    """
+    if type(denoiser).__name__ in ARCHITECTURES:
+        from vdmini_core.models.dit.counting import dit_flops
+
+        return dit_flops(denoiser, settings)
     config = json.dumps({k: v for k, v in denoiser.config.items() if not k.startswith("_")}, sort_keys=True)
     cls: Any = type(denoiser)
     return dict(_unet_flops(cls, config, settings.frames, *settings.latent_size))
@@ -48,7 +57,15 @@ def total_flops(denoiser: nn.Module, settings: SamplingSettings) -> int:
 
 
 def decoder_flops(vae: Any, settings: SamplingSettings) -> dict[str, int]:
-    """Operations of decoding one clip in one go, per module path of the VAE decoder, temporal or not."""
+    """Operations of decoding one clip in one go, per module path of the VAE decoder, temporal or not.
+
+    Raises:
+        ModelError: for a decoder too large to be counted.
+    """
+    if hasattr(vae.config, "z_dim") or "temporal_compression_ratio" in vae.config:
+        from vdmini_core.models.dit.counting import video_decoder_flops
+
+        return video_decoder_flops(vae, settings)
     config = {k: v for k, v in vae.config.items() if not k.startswith("_")}
     decoder: Any = build_on_meta(type(vae), config).decoder
     latents = torch.zeros(settings.frames, config["latent_channels"], *settings.latent_size, device="meta")

@@ -12,7 +12,7 @@ from torch import nn
 from vdmini_core.errors import ModelError
 from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.models.flops import decoder_flops, denoiser_flops
-from vdmini_core.models.pipeline_dir import PIPELINES, check_class, read_config, read_index
+from vdmini_core.models.pipeline_dir import PIPELINES, check_class, denoiser_part, read_config, read_index
 from vdmini_core.models.pruned_unet import build_on_meta
 from vdmini_core.models.registry import (
     default_settings,
@@ -31,6 +31,11 @@ STABLE_DIFFUSION_VAE: dict[str, Any] = {
 }
 TEMPORAL_VAE = {**STABLE_DIFFUSION_VAE, "sample_size": 768}
 FRAME_VAE = {**STABLE_DIFFUSION_VAE, "up_block_types": ["UpDecoderBlock2D"] * 4}
+WAN_INDEX: dict[str, Any] = {
+    "_class_name": "WanPipeline",
+    "transformer": ["diffusers", "WanTransformer3DModel"],
+    "vae": ["diffusers", "AutoencoderKLWan"],
+}
 BUILT_IN: dict[str, dict[str, dict[str, Any]]] = {
     "stable-video-diffusion": {  # stabilityai/stable-video-diffusion-img2vid
         "index": {
@@ -59,13 +64,35 @@ BUILT_IN: dict[str, dict[str, dict[str, Any]]] = {
         "unet": {"time_cond_proj_dim": 256, "motion_cond_proj_dim": 256},
         "vae": FRAME_VAE,
     },
+    "hunyuan-video": {  # hunyuanvideo-community/HunyuanVideo; its configs are the classes' defaults
+        "index": {
+            "_class_name": "HunyuanVideoPipeline",
+            "transformer": ["diffusers", "HunyuanVideoTransformer3DModel"],
+            "vae": ["diffusers", "AutoencoderKLHunyuanVideo"],
+        },
+        "transformer": {"num_layers": 20, "num_single_layers": 40, "text_embed_dim": 4096},
+        "vae": {},
+        "scheduler": {"shift": 7.0},
+    },
+    "wan2.1-t2v-1.3b": {  # Wan-AI/Wan2.1-T2V-1.3B-Diffusers
+        "index": WAN_INDEX,
+        "transformer": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+        "vae": {},
+        "scheduler": {"flow_shift": 3.0},
+    },
+    "wan2.1-t2v-14b": {  # Wan-AI/Wan2.1-T2V-14B-Diffusers; the class's defaults
+        "index": WAN_INDEX,
+        "transformer": {},
+        "vae": {},
+        "scheduler": {"flow_shift": 3.0},
+    },
 }
 
 
 def load_architecture(
     directory_or_name: Path | str,
 ) -> tuple[Family, nn.Module, nn.Module, SamplingSettings]:
-    """Family, U-Net and VAE on the meta device, and sampling settings, of a directory or a built-in name.
+    """Family, denoiser and VAE on the meta device, and sampling settings, of a directory or a built-in name.
 
     Raises:
         ModelError: no such directory or name, or a class that is not supported.
@@ -78,9 +105,10 @@ def load_architecture(
         )
     if name in BUILT_IN:
         configs = BUILT_IN[name]
-        unet, vae = (_on_meta(configs["index"], part, configs[part]) for part in ("unet", "vae"))
-        settings = default_settings(dict(unet.config), dict(vae.config))  # type: ignore[arg-type]
-        return family_of_class(str(configs["index"]["_class_name"])), unet, vae, settings
+        parts = (denoiser_part(configs["index"]), "vae")
+        denoiser, vae = (_on_meta(configs["index"], part, configs[part]) for part in parts)
+        settings = default_settings(_config(denoiser), _config(vae), configs.get("scheduler"))
+        return family_of_class(str(configs["index"]["_class_name"])), denoiser, vae, settings
     directory = Path(directory_or_name)
     if not directory.is_dir():
         raise ModelError(
@@ -89,11 +117,12 @@ def load_architecture(
             found="no such directory",
         )
     index = read_index(directory)
-    for part in ("unet", "vae"):
+    parts = (denoiser_part(index), "vae")
+    for part in parts:
         check_class(part, index.get(part), PIPELINES[index["_class_name"]][part][0])
-    configs = {part: read_config(directory / part / "config.json") for part in ("unet", "vae")}
-    unet, vae = (_on_meta(index, part, configs[part]) for part in ("unet", "vae"))
-    return family_of(directory), unet, vae, load_settings(directory)
+    configs = {part: read_config(directory / part / "config.json") for part in parts}
+    denoiser, vae = (_on_meta(index, part, configs[part]) for part in parts)
+    return family_of(directory), denoiser, vae, load_settings(directory)
 
 
 def _on_meta(index: Mapping[str, Any], part: str, config: Mapping[str, Any]) -> nn.Module:
@@ -119,7 +148,7 @@ def inspect_model(
 
     Returns:
         JSON-able: `name`, `family`, `denoiser` (`class`, `parameters`, `flops`, `fingerprint`), `units`,
-        `vae_decoder` (`parameters`, `flops`), `settings`.
+        `vae_decoder` (`parameters`, `flops`; None where they cannot be counted), `settings`.
 
     Raises:
         ModelError: no such model, one that is not supported, or another granularity.
@@ -141,7 +170,7 @@ def inspect_model(
             "fingerprint": fingerprint(unet),
         },
         "units": [unit.to_dict() for unit in family.units(unet, used, granularity)],
-        "vae_decoder": {"parameters": _size(decoder), "flops": decoder_flops(vae, used)[""]},
+        "vae_decoder": {"parameters": _size(decoder), "flops": _decoder_flops(vae, used)},
         "settings": {
             "frames": used.frames,
             "height": used.height,
@@ -151,6 +180,17 @@ def inspect_model(
             "guidance": used.guidance,
         },
     }
+
+
+def _config(model: Any) -> dict[str, Any]:
+    return dict(model.config)
+
+
+def _decoder_flops(vae: Any, settings: SamplingSettings) -> int | None:
+    try:
+        return decoder_flops(vae, settings)[""]
+    except ModelError:
+        return None
 
 
 def _size(model: nn.Module) -> int:

@@ -70,7 +70,37 @@ VIDEOCRAFTER_PARTS: Parts = {
         ("tokenizer_config.json", None),
     ),
 }
+MODEL = ("config.json", "model")
+DIFFUSERS_MODEL = ("config.json", "diffusion_pytorch_model")
+FLOW_SCHEDULERS: frozenset[Class] = frozenset(
+    {("diffusers", "FlowMatchEulerDiscreteScheduler"), ("diffusers", "UniPCMultistepScheduler")}
+)
+
+
+def _tokenizers(*names: str) -> tuple[frozenset[Class], tuple[str, str | None]]:
+    fast = (f"{name}Fast" for name in names)
+    return frozenset(("transformers", name) for name in (*names, *fast)), ("tokenizer_config.json", None)
+
+
+WAN_PARTS: Parts = {
+    "transformer": (frozenset({("diffusers", "WanTransformer3DModel")}), DIFFUSERS_MODEL),
+    "vae": (frozenset({("diffusers", "AutoencoderKLWan")}), DIFFUSERS_MODEL),
+    "text_encoder": (frozenset({("transformers", "UMT5EncoderModel")}), MODEL),
+    "tokenizer": _tokenizers("T5Tokenizer", "PreTrainedTokenizer"),
+    "scheduler": (FLOW_SCHEDULERS, ("scheduler_config.json", None)),
+}
+HUNYUAN_VIDEO_PARTS: Parts = {
+    "transformer": (frozenset({("diffusers", "HunyuanVideoTransformer3DModel")}), DIFFUSERS_MODEL),
+    "vae": (frozenset({("diffusers", "AutoencoderKLHunyuanVideo")}), DIFFUSERS_MODEL),
+    "text_encoder": (frozenset({("transformers", "LlamaModel")}), MODEL),
+    "tokenizer": _tokenizers("LlamaTokenizer"),
+    "text_encoder_2": (frozenset({("transformers", "CLIPTextModel")}), MODEL),
+    "tokenizer_2": _tokenizers("CLIPTokenizer"),
+    "scheduler": (FLOW_SCHEDULERS, ("scheduler_config.json", None)),
+}
 PIPELINES: dict[str, Parts] = {
+    "WanPipeline": WAN_PARTS,
+    "HunyuanVideoPipeline": HUNYUAN_VIDEO_PARTS,
     "StableVideoDiffusionPipeline": SVD_PARTS,
     "VideoCrafterPipeline": VIDEOCRAFTER_PARTS,
 }
@@ -99,6 +129,11 @@ def read_index(directory: Path) -> dict[str, Any]:
             found=str(found),
         )
     return index
+
+
+def denoiser_part(index: Mapping[str, Any]) -> str:
+    """Name of the part that denoises, by the pipeline's class: `unet` or `transformer`."""
+    return "unet" if "unet" in PIPELINES[index["_class_name"]] else "transformer"
 
 
 def check_directory(directory: Path) -> dict[str, Any]:
@@ -188,7 +223,9 @@ def needed_files(directory: Path) -> list[Path]:
     for part, (_, (_, stem)) in PIPELINES[index["_class_name"]].items():
         if _absent(index, part):
             continue
-        kinds = (".json", ".safetensors", ".txt") if part == "tokenizer" else (".json", ".safetensors")
+        kinds = (
+            (".json", ".safetensors", ".txt") if part.startswith("tokenizer") else (".json", ".safetensors")
+        )
         files = [p for p in sorted((directory / part).iterdir()) if p.suffix in kinds]
         plain = [p for p in files if f".{VARIANT}." not in p.name and f".{VARIANT}-" not in p.name]
         found += [p.relative_to(directory) for p in (files if half and stem is not None else plain)]

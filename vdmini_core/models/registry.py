@@ -17,13 +17,22 @@ from torch import nn
 from vdmini_core.artifacts import write_json
 from vdmini_core.errors import ModelError
 from vdmini_core.models.base import Family, SamplingSettings
-from vdmini_core.models.pipeline_dir import check_directory, read_config, read_index, variant_of
+from vdmini_core.models.dit.defaults import flow_settings
+from vdmini_core.models.pipeline_dir import (
+    check_directory,
+    denoiser_part,
+    read_config,
+    read_index,
+    variant_of,
+)
 
 SETTINGS = "vdmini.json"
 # Pipeline class -> the module that registers its family, imported on first use.
 FAMILY_MODULES = {
     "StableVideoDiffusionPipeline": "vdmini_core.models.svd",
     "VideoCrafterPipeline": "vdmini_core.models.videocrafter",
+    "WanPipeline": "vdmini_core.models.dit.wan",
+    "HunyuanVideoPipeline": "vdmini_core.models.dit.hunyuan_video",
 }
 # As the originals' own scripts sample: VideoCrafter2, and T2V-Turbo-v2, whose U-Net is told the guidance.
 TEXT_SIZE = {"frames": 16, "height": 320, "width": 512}
@@ -150,20 +159,33 @@ def load_settings(directory: Path, pipeline: Any = None) -> SamplingSettings:
     """
     directory = Path(directory)
     if pipeline is not None:
-        unet, vae = dict(pipeline.unet.config), dict(pipeline.vae.config)
+        settings = pipeline_settings(pipeline)
     else:
-        unet, vae = (read_config(directory / part / "config.json") for part in ("unet", "vae"))
-    settings = default_settings(unet, vae)
+        name = denoiser_part(read_index(directory))
+        denoiser, vae = (read_config(directory / part / "config.json") for part in (name, "vae"))
+        scheduler = read_config(directory / "scheduler" / "scheduler_config.json")
+        settings = default_settings(denoiser, vae, scheduler)
     path = directory / SETTINGS
     return merge_settings(settings, read_config(path)) if path.is_file() else settings
 
 
-def default_settings(unet: dict[str, Any], vae: dict[str, Any]) -> SamplingSettings:
-    """Sampling settings from the configs of U-Net and VAE alone."""
+def pipeline_settings(pipeline: Any) -> SamplingSettings:
+    """Sampling settings from the configs of a loaded pipeline's parts."""
+    denoiser = getattr(pipeline, family_of(pipeline).denoiser_name)
+    return default_settings(dict(denoiser.config), dict(pipeline.vae.config), dict(pipeline.scheduler.config))
+
+
+def default_settings(
+    unet: dict[str, Any], vae: dict[str, Any], scheduler: dict[str, Any] | None = None
+) -> SamplingSettings:
+    """Sampling settings from the configs of denoiser, VAE and scheduler alone."""
+    if (found := flow_settings(vae, scheduler or {})) is not None:
+        return found
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     if "motion_cond_proj_dim" in unet:
-        text = VIDEOCRAFTER2_DEFAULTS if unet.get("time_cond_proj_dim") is None else TURBO_DEFAULTS
-        return SamplingSettings(**text, latent_scale=scale)  # type: ignore[arg-type]
+        rescaled = unet.get("time_cond_proj_dim") is None
+        text = VIDEOCRAFTER2_DEFAULTS if rescaled else TURBO_DEFAULTS
+        return SamplingSettings(**text, latent_scale=scale, rescaled_schedule=rescaled)  # type: ignore[arg-type]
     defaults: dict[str, Any] = dict(SVD_DEFAULTS)
     size: Any = unet.get("sample_size")
     real = size is None or size == 96  # the published checkpoints say 96 and sample 72x128

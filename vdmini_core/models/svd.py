@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vdmini_core.models import svd_sampling
 from vdmini_core.models.base import Conditions, SamplingSettings
+from vdmini_core.models.inputs import ClipInputs, Need
 from vdmini_core.models.registry import register_family
 from vdmini_core.models.unet_family import UNetFamily
 
@@ -19,16 +20,13 @@ class SVDFamily(UNetFamily):
     """Units, bypass, surgery and sampling of Stable Video Diffusion and everything shaped like it."""
 
     name = "svd"
+    needs: tuple[Need, ...] = ("first_frames",)
 
-    def prepare_conditions(
-        self,
-        pipeline: Any,
-        first_frames_BHWC: Tensor,
-        settings: SamplingSettings,
-        seed: int | Sequence[int],
+    def conditions(
+        self, pipeline: Any, inputs: ClipInputs, settings: SamplingSettings, seed: int | Sequence[int]
     ) -> Conditions:
         """First frames uint8 (B, H, W, 3) -> `image_latents`, `image_embeds`, `added_time_ids`."""
-        return svd_sampling.prepare_conditions(pipeline, first_frames_BHWC, settings, seed)
+        return svd_sampling.prepare_conditions(pipeline, inputs.need_first_frames(), settings, seed)
 
     def encode_clips(self, pipeline: Any, clips_BFHWC: Tensor) -> Tensor:
         """Clips uint8 (B, F, H, W, 3) -> scaled latents (B, F, C, h, w), the mode of the posterior."""

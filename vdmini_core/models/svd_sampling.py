@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vdmini_core.errors import ModelError
 from vdmini_core.models.base import Conditions, SamplingSettings
+from vdmini_core.models.inputs import clip_seeds
 
 # SVD's training distribution of noise levels: ln sigma ~ N(0.7, 1.6) (Stable Video Diffusion, App. D).
 LOG_SIGMA_MEAN, LOG_SIGMA_STD, SIGMA_MAX = 0.7, 1.6, 700.0
@@ -34,7 +35,7 @@ def prepare_conditions(
     """
     device = next(pipeline.unet.parameters()).device
     images = [Image.fromarray(frame.cpu().numpy()) for frame in first_frames_BHWC]
-    seeds = [seed] * len(images) if isinstance(seed, int) else list(seed)
+    seeds = clip_seeds(seed, len(images))
     with torch.no_grad():
         embeds = pipeline._encode_image(images, device, 1, False)
         pixels = pipeline.video_processor.preprocess(images, height=settings.height, width=settings.width)

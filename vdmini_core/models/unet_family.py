@@ -125,11 +125,11 @@ def _replaced(denoiser: nn.Module, unit: str, seed: int) -> dict[str, nn.Module 
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         for path in paths:
-            fresh[path] = _reinitialised(denoiser.get_submodule(path))
+            fresh[path] = reinitialised(denoiser.get_submodule(path))
     return fresh
 
 
-def _reinitialised(module: nn.Module) -> nn.Module:
+def reinitialised(module: nn.Module) -> nn.Module:
     """A copy with fresh weights at the trained scale; must run under a seeded random state."""
     fresh = copy.deepcopy(module)
     for part in fresh.modules():

@@ -40,7 +40,7 @@ def list_cuts(denoiser: nn.Module, settings: SamplingSettings) -> list[Cut]:
     """Every decision of the planner; see `UNetFamily.cuts`.
 
     A cut conflicts with all cuts that are part of it: a pair with its temporal sub-layer, the innermost
-    level with everything inside.
+    level with everything inside. That level is offered as long as none of its blocks is gone.
     """
     flops = denoiser_flops(denoiser, settings)
     temporal = {name: paths for name, paths in topology.temporal_units(denoiser).items() if paths}
@@ -54,13 +54,20 @@ def list_cuts(denoiser: nn.Module, settings: SamplingSettings) -> list[Cut]:
         inside = tuple(part for part in (name + topology.TEMPORAL,) if part in temporal)
         found.append(_cut(denoiser, flops, name, (name,), paths, inside))
     finer = [_cut(denoiser, flops, n, (n,), paths, optional=True) for n, paths in temporal.items()]
-    if topology.inner_present(denoiser) and not topology.inner_reason(denoiser):
-        inner = topology.inner_blocks(denoiser)
+    inner = topology.inner_blocks(denoiser)
+    if _inner_whole(denoiser, inner) and not topology.inner_reason(denoiser):
         inside = tuple(cut.name for cut in (*found, *finer) if topology.block_of(cut.name) in inner)
         downsampler = f"down_blocks.{topology.levels(denoiser) - 2}.downsamplers"
         paths = (*(topology.block_path(denoiser, name) for name in inner), downsampler)
         found.append(_cut(denoiser, flops, "inner", inner, paths, inside))
     return found + finer
+
+
+def _inner_whole(denoiser: nn.Module, inner: Sequence[str]) -> bool:
+    """Whether each block of the innermost level still has something: only then are its names a removal."""
+    left = {pair.block for pair in topology.pairs(denoiser) if pair.present}
+    left |= {"M"} if topology.mid_present(denoiser) else set()
+    return set(inner) <= left
 
 
 def _parameters(denoiser: nn.Module, paths: Sequence[str]) -> int:

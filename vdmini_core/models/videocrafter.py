@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vdmini_core.errors import ModelError
 from vdmini_core.models import videocrafter_sampling
 from vdmini_core.models.base import Conditions, SamplingSettings
+from vdmini_core.models.inputs import ClipInputs, Need, clip_seeds
 from vdmini_core.models.registry import register_family
-from vdmini_core.models.t2v_schedulers import ConsistencyScheduler
+from vdmini_core.models.t2v_schedulers import ConsistencyScheduler, RescaledDDIMScheduler
 from vdmini_core.models.unet_family import UNetFamily
 
 
@@ -21,31 +21,14 @@ class VideoCrafterFamily(UNetFamily):
     """Units, bypass, surgery and sampling of ModelScope-type text-to-video U-Nets."""
 
     name = "videocrafter"
+    needs: tuple[Need, ...] = ("prompts",)
 
-    def prepare_prompts(
-        self, pipeline: Any, prompts: Sequence[str], settings: SamplingSettings, seeds: Sequence[int]
+    def conditions(
+        self, pipeline: Any, inputs: ClipInputs, settings: SamplingSettings, seed: int | Sequence[int]
     ) -> Conditions:
         """Prompts, one for each clip -> `text`, `negative_text`, `fps`, `guidance`, `seed`."""
-        return videocrafter_sampling.prepare_prompts(pipeline, prompts, settings, seeds)
-
-    def prepare_conditions(
-        self,
-        pipeline: Any,
-        first_frames_BHWC: Tensor,
-        settings: SamplingSettings,
-        seed: int | Sequence[int],
-    ) -> Conditions:
-        """Refused: a text-to-video model is conditioned by `prepare_prompts`.
-
-        Raises:
-            ModelError: always.
-        """
-        raise ModelError(
-            "a text-to-video model does not start from first frames",
-            expected="prompts",
-            found=f"{len(first_frames_BHWC)} first frames",
-            fix="prepare its conditions with `prepare_prompts`",
-        )
+        seeds = clip_seeds(seed, len(inputs))
+        return videocrafter_sampling.prepare_prompts(pipeline, inputs.need_prompts(), settings, seeds)
 
     def encode_clips(self, pipeline: Any, clips_BFHWC: Tensor) -> Tensor:
         """Clips uint8 (B, F, H, W, 3) -> scaled latents (B, F, C, h, w), the mode of the posterior."""
@@ -78,5 +61,26 @@ class VideoCrafterFamily(UNetFamily):
             return videocrafter_sampling.sample(pipeline, denoiser, noise_BFChw, conditions, settings)
 
     def training_sigmas(self, settings: SamplingSettings, count: int, generator: torch.Generator) -> Tensor:
-        """Noise levels (count,) for recovery, of T2V-Turbo-v2's schedule (no scale)."""
-        return videocrafter_sampling.training_sigmas(ConsistencyScheduler(), settings.steps, count, generator)
+        """Noise levels (count,) for recovery, of the base model's schedule."""
+        return videocrafter_sampling.training_sigmas(_schedule(settings), settings.steps, count, generator)
+
+    def own_task(self, settings: SamplingSettings) -> Literal["noise", "consistency"]:
+        """VideoCrafter2 learned to predict noise, T2V-Turbo-v2 by consistency distillation."""
+        return "noise" if settings.rescaled_schedule else "consistency"
+
+    def lower_sigmas(self, sigma_B: Tensor, settings: SamplingSettings) -> Tensor:
+        """The next lower noise levels (B,) on the grid that T2V-Turbo-v2 was distilled on; 0 below it."""
+        return videocrafter_sampling.lower_sigmas(_schedule(settings), sigma_B)
+
+    def training_guidance(
+        self, settings: SamplingSettings, count: int, generator: torch.Generator
+    ) -> Tensor | None:
+        """Guidance scales (count,) as T2V-Turbo-v2's training draws them; VideoCrafter2 is told none."""
+        if settings.rescaled_schedule:
+            return None
+        low, high = videocrafter_sampling.TRAINED_GUIDANCE
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+
+def _schedule(settings: SamplingSettings) -> RescaledDDIMScheduler | ConsistencyScheduler:
+    return RescaledDDIMScheduler() if settings.rescaled_schedule else ConsistencyScheduler()

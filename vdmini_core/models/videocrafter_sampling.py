@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from vdmini_core.errors import ModelError
 from vdmini_core.models.base import Conditions, SamplingSettings
 from vdmini_core.models.t2v_pipeline import guided_noise
 from vdmini_core.models.t2v_schedulers import ConsistencyScheduler, RescaledDDIMScheduler
+
+TRAINED_GUIDANCE = (5.0, 15.0)  # between which T2V-Turbo-v2's training draws the guidance scale
 
 
 def prepare_prompts(
@@ -129,11 +131,29 @@ def sample(
 
 
 def training_sigmas(scheduler: Any, steps: int, count: int, generator: torch.Generator) -> Tensor:
-    """Noise levels (count,): the top one for a one-step teacher, else of uniform training timesteps."""
-    levels, _ = noise_levels(scheduler)
+    """Noise levels (count,): the top one for a one-step teacher, else of uniform training timesteps.
+
+    T2V-Turbo-v2 was trained on a grid of 200 of them, VideoCrafter2 on all.
+    """
+    levels = _trained_levels(scheduler)
     if steps == 1:
         return levels[-1:].repeat(count)
     return levels[torch.randint(0, len(levels), (count,), generator=generator)]
+
+
+def lower_sigmas(scheduler: ConsistencyScheduler, sigma_B: Tensor) -> Tensor:
+    """The next lower level of the grid for each of `sigma_B` (B,); 0 for the lowest."""
+    levels = torch.cat([torch.zeros(1), _trained_levels(scheduler)]).to(sigma_B)
+    at = (levels[None, 1:].log() - sigma_B[:, None].log()).abs().argmin(dim=1)  # one place lower in `levels`
+    return levels[at]
+
+
+def _trained_levels(scheduler: Any) -> Tensor:
+    levels, _ = noise_levels(scheduler)
+    if isinstance(scheduler, ConsistencyScheduler):
+        stride = len(levels) // cast(Any, scheduler).config.original_inference_steps
+        return levels[stride - 1 :: stride]
+    return levels
 
 
 def scheduler_of(denoiser: Any) -> ConsistencyScheduler | RescaledDDIMScheduler:

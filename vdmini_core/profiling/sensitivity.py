@@ -23,6 +23,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from vdmini_core.models.base import Conditions, Family, SamplingSettings, Unit, Variant
+from vdmini_core.models.inputs import ClipInputs
 from vdmini_core.profiling.sharing import Trace, recorded, replayed, start_of
 
 Extractors = Mapping[str, Callable[[Tensor], NDArray[np.float32]]]
@@ -98,15 +99,18 @@ def prepare_inputs(
     seed: int,
     batch_size: int = 8,
     decoded: int | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> ProfileInputs:
     """Noise, conditions and the teacher's own samples for clips uint8 (B, F, H, W, 3).
 
     Args:
+        prompts: of the clips, for a teacher that needs them.
         decoded: how many of the samples to decode; all by default. Paired errors need none.
     """
     denoiser = getattr(pipeline, family.denoiser_name)
     seeds = [seed + i for i in range(len(clips_BFHWC))]
-    conditions = family.prepare_conditions(pipeline, clips_BFHWC[:, 0], settings, seeds)
+    given = ClipInputs(clips_BFHWC[:, 0], None if prompts is None else tuple(prompts))
+    conditions = family.conditions(pipeline, given, settings, seeds)
     noise = family.noise(denoiser, settings, seeds)
     latents = sample_all(pipeline, family, denoiser, noise, conditions, settings, batch_size)
     clips = family.decode_latents(pipeline, latents[:decoded], settings)

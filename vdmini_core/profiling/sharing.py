@@ -129,6 +129,6 @@ def _shape_of(output: Any) -> Any:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
+    if output is None or isinstance(output, Tensor):
+        return [] if output is None else [output]
     return [tensor for part in output for tensor in _tensors(part)]

@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from vdmini_core.data.prompts import SERVED
+
 MOVIES = {"real": "Real", "teacher": "Teacher", "pruned": "Pruned", "recovered": "Recovered"}
 STAGES = ("prepare", "teacher", "profile", "plan", "prune", "distill", "evaluate")
 SHEET_CLIPS, SHEET_FRAMES, SHEET_HEIGHT = 12, 4, 72
@@ -147,7 +149,8 @@ def accounting(prepare: Path) -> Accounting:
         if isinstance(index.get(split), list)
     }
     used = tuple(row for row in rows if row.get("status") == "used")
-    return Accounting(used, tuple(row for row in rows if row.get("status") != "used"), clips)
+    unused = tuple(r for r in rows if r.get("status") != "used" and r.get("reason") != SERVED)
+    return Accounting(used, unused, clips)
 
 
 def manifests(artifacts: Path, stages: Sequence[str] = STAGES) -> list[dict[str, Any]]:

@@ -201,3 +201,15 @@ def _part(measured_rows: Any, row: str, part: str, shown: Callable[[float], str]
     if value is not None:
         return Cell(shown(value))
     return Cell("–" if row in ("repeat_first_frame", "real") else NOT_MEASURED)
+
+
+def start_of(metrics: dict[str, Any]) -> tuple[str, ...]:
+    """What the clips start from: `first_frames`, `prompts` or both."""
+    found = metrics.get("starts_from")
+    return tuple(map(str, found)) if isinstance(found, list) and found else ("first_frames",)
+
+
+def prompts_shown(metrics: dict[str, Any]) -> dict[str, str]:
+    """Clip's name on the page -> its prompt, where clips start from prompts."""
+    found = metrics.get("prompts")
+    return {f"clip-{i:02d}": str(text) for i, text in enumerate(found if isinstance(found, list) else ())}

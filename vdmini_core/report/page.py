@@ -25,7 +25,7 @@ from vdmini_core.report.charts import (
     speedup_chart,
 )
 from vdmini_core.report.evidence import accounting, contact_sheet, load, load_lines, manifests, movies
-from vdmini_core.report.facts import ROWS, comparison, headline, number
+from vdmini_core.report.facts import ROWS, comparison, headline, number, prompts_shown, start_of
 from vdmini_core.report.figures import PALETTE
 from vdmini_core.report.values import is_removed, measured, short_count
 from vdmini_core.report.vbench import vbench_table
@@ -33,6 +33,7 @@ from vdmini_core.report.verdicts import verdicts
 
 TEMPLATES = Path(__file__).parent / "templates"
 LISTED = 200  # files of a stage whose hashes are listed; its manifest has them all
+STARTS = {"first_frames": "first frame", "prompts": "prompt"}
 TINY = 200  # clips narrower than this are enlarged pixel by pixel, not blurred
 
 
@@ -48,22 +49,23 @@ def render_report(artifacts: Path, out: Path, title: str, videos: int) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     page = out / "index.html"
     page.write_text(
-        _environment().get_template("report.html").render(_context(artifacts, title, videos)),
+        environment().get_template("report.html").render(_context(artifacts, title, videos)),
         encoding="utf-8",
     )
     return page
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """The templates, with everything escaped that is not marked as safe."""
+    found = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["count"] = lambda value: short_count(value) if value else "–"
-    return environment
+    found.filters["count"] = lambda value: short_count(value) if value else "–"
+    return found
 
 
 def _context(artifacts: Path, title: str, videos: int) -> dict[str, Any]:
@@ -97,6 +99,8 @@ def _context(artifacts: Path, title: str, videos: int) -> dict[str, Any]:
         "plan": plan,
         "losses": losses,
         "movies": movies(artifacts / "evaluate" / "videos", videos),
+        "prompts": prompts_shown(metrics),
+        "start": " and ".join(STARTS.get(start, start) for start in start_of(metrics)),
         "tiny": TINY,
         "data": accounting(artifacts / "prepare"),
         "sheet": contact_sheet(artifacts / "prepare"),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from vdmini_core.report.facts import HIGHER_IS_BETTER, LABELS, PARTS, measures, number, value_of
+from vdmini_core.report.facts import HIGHER_IS_BETTER, LABELS, PARTS, measures, number, start_of, value_of
 from vdmini_core.report.values import Interval, measured
 
 
@@ -128,6 +128,8 @@ def _undone(metrics: dict[str, Any], key: str) -> float | None:
 
 
 def _against_still(metrics: dict[str, Any]) -> Verdict | None:
+    if "first_frames" not in start_of(metrics):
+        return None  # from a prompt nobody could have repeated the real clip's first frame
     key = "fvd_teacher" if value_of(metrics, "repeat_first_frame", "fvd_teacher") is not None else "fvd_real"
     still, recovered = (value_of(metrics, row, key) for row in ("repeat_first_frame", "recovered"))
     if still is None or recovered is None:

@@ -1,0 +1,65 @@
+"""Part of `teacher`: an earlier student that is cut further.
+
+`profile`, `plan` and `prune` see it in the teacher's place; recovery and evaluation keep the teacher.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.models import START
+from tasks.stage import StageJob
+from vdmini_core.artifacts import read_json
+from vdmini_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FIX = "name the folder `artifacts/distill/student` of a run with this teacher"
+
+
+def keep_start(job: StageJob, teacher: nn.Module) -> dict[str, int]:
+    """Copy denoiser and plan of the student in `teacher.start`, where there is one.
+
+    Returns:
+        Metric `start_params`; nothing where the teacher itself is cut.
+
+    Raises:
+        ModelError: for a folder without a student, a student of another teacher, or one that was changed.
+    """
+    from vdmini_core.models.denoiser import COMPONENTS, load_denoiser
+    from vdmini_core.models.registry import architecture, fingerprint
+
+    source, out = job.path(job.params.teacher.start), job.out / START
+    if _is_empty(source):
+        return {}
+    if not (source / "plan.json").is_file():
+        raise ModelError("`teacher.start` holds no student", expected="plan.json", found=str(source), fix=FIX)
+    plan = read_json(source / "plan.json")
+    if plan.get("teacher_fingerprint") not in (fingerprint(teacher), architecture(teacher)):
+        raise ModelError(
+            "the student in `teacher.start` is of another teacher",
+            expected=f"fingerprint {fingerprint(teacher)}",
+            found=str(plan.get("teacher_fingerprint")),
+            fix=FIX,
+        )
+    parameters = sum(parameter.numel() for parameter in load_denoiser(source).parameters())
+    if parameters != plan.get("expected_params"):
+        raise ModelError(
+            "the student in `teacher.start` is not the one of its plan",
+            expected=f"{plan.get('expected_params')} parameters",
+            found=str(parameters),
+            fix=FIX,
+        )
+    for name in COMPONENTS:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, out / name)
+    shutil.copyfile(source / "plan.json", out / "plan.json")
+    return {"start_params": parameters}
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether nobody has put anything there; projects of earlier versions lack the folder."""
+    return not folder.is_dir() or {path.name for path in folder.iterdir()} <= {"README.md"}

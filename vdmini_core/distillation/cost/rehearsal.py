@@ -1,0 +1,308 @@
+"""A recovery step without memory: the very code of `RecoveryStep`, on the meta device, under a ledger."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vdmini_core.distillation.cost.ledger import ACTIVATIONS, GRADIENTS, Ledger
+from vdmini_core.distillation.cost.rules import DeviceRules, Kind
+from vdmini_core.distillation.data import RecoveryBatch
+from vdmini_core.distillation.losses import total_loss
+from vdmini_core.distillation.recovery_step import RecoveryStep
+from vdmini_core.errors import ModelError
+from vdmini_core.models.base import Conditions, Family, SamplingSettings
+from vdmini_core.models.flops import unet_inputs
+from vdmini_core.params import DistillParams
+
+# What allocators keep and kernels use inside, over the activations. On a CPU (glibc, oneDNN) set by
+# what benchmarks/recovery_memory.py measured; on a GPU not measured.
+ALLOWANCE = {"cpu": 0.2, "cuda": 0.1}
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.0, "sgd": 0.0}  # of state per parameter; more: as adamw
+TEACHER, STUDENT, BACKWARD, HEADS, REDUCE = (
+    "teacher forward",
+    "student forward, encoder on fake and real, heads",
+    "backward of student and of the encoder on fake",
+    "backward of the heads",
+    "averaging between workers",
+)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a recovery may choose that changes its memory or its cost.
+
+    Attributes:
+        batch: clips a step over all workers.
+        workers: processes.
+        accumulation: parts a worker's clips are passed in, one after the other.
+        checkpointing: blocks of the student keep their inputs alone and run again in the backward pass.
+        sharded: parameters, gradients and optimiser are spread over the workers (FSDP2).
+        bf16: matrix products in bfloat16 by autocast; weights stay in float32.
+        optimizer: its name.
+    """
+
+    batch: int = 1
+    workers: int = 1
+    accumulation: int = 1
+    checkpointing: bool = False
+    sharded: bool = False
+    bf16: bool = False
+    optimizer: str = "adamw"
+
+    @classmethod
+    def from_params(cls, params: DistillParams) -> Choices:
+        """What section `distill` says; keys it does not have yet count as not chosen."""
+        given = params.model_dump()
+        return cls(
+            batch=params.batch_size,
+            workers=params.workers,
+            accumulation=int(given.get("accumulation", 1)),
+            checkpointing=bool(given.get("activation_checkpointing", False)),
+            sharded="fsdp" in str(given.get("parallel", "")),
+            bf16=params.precision == "bf16",
+            optimizer=str(given.get("optimizer", "adamw")),
+        )
+
+    @property
+    def clips(self) -> int:
+        """Clips that one worker passes through the networks at a time."""
+        return max(1, self.batch // self.workers // self.accumulation)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one worker holds at the highest moment of a step, in bytes, and the step's operations.
+
+    Attributes:
+        parts: what fills the memory: parameters, optimiser, activations ...; they add up to the peak.
+        phase: of the step in which the peak falls.
+        highest: bytes of activations and gradients at the highest moment of every phase.
+        flops: operations of one worker's step by phase, two per multiply-add.
+        learned: parameters that learn, of the whole student.
+        clips: that pass through at a time.
+    """
+
+    parts: dict[str, int]
+    phase: str
+    highest: dict[str, int]
+    flops: dict[str, int]
+    learned: int
+    clips: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes of tensors at the highest moment."""
+        return sum(self.parts.values())
+
+
+def rehearse(
+    family: Family,
+    teacher: nn.Module,
+    student: nn.Module,
+    feature_pairs: Sequence[tuple[str, str]],
+    params: DistillParams,
+    settings: SamplingSettings,
+    choices: Choices,
+    device: Kind = "cpu",
+) -> Footprint:
+    """Count one step of a worker in the midst of the training.
+
+    Args:
+        family: how the denoisers are called.
+        teacher: on the meta device; made ready as the recovery does.
+        student: on the meta device.
+        feature_pairs: as in the plan.
+        params: which loss terms there are; `choices` go before what it says of batch and workers.
+        settings: frames and size.
+        choices: what is to be compared.
+        device: which kind the real step runs on; attention and autocast differ.
+
+    Raises:
+        ModelError: checkpointing asked of a student that cannot, or conditions of an unknown kind.
+    """
+    if choices.checkpointing:
+        student = _checkpointed(student, device, choices.bf16)
+    plain = _plain(params, choices.clips)
+    batch = meta_batch(family, teacher, settings, choices.clips)
+    with Ledger() as building:
+        step = RecoveryStep(
+            family, student, teacher, feature_pairs, plain, batch, one_step=settings.steps == 1
+        )
+    shards = choices.workers if choices.sharded else 1
+    ledger = Ledger(1 / shards, building.known)
+    with _gradients_booked(ledger, step):
+        _run(ledger, step, batch, choices, DeviceRules(device, choices.bf16))
+    weights, learned = _bytes(step.student), _learned(step.student)
+    parts = {
+        "teacher": _bytes(step.teacher) // shards,
+        "student": weights // shards,
+        "average of the student (EMA)": sum(map(_size, step.ema.tensors.values())) // shards,
+        "optimiser": round(OPTIMIZER_BYTES.get(choices.optimizer, 8.0) * learned) // shards,
+        "heads and their optimiser": 3 * _bytes(step.heads),
+        "gradients": ledger.at_peak[GRADIENTS] // shards,
+        "activations": ledger.at_peak[ACTIVATIONS],
+        "allocator and kernels": round(ALLOWANCE[device] * ledger.at_peak[ACTIVATIONS]),
+        "batch": _batch_bytes(batch),
+    }
+    if shards > 1:
+        parts["gathered blocks"] = 2 * _largest_block(step.student, step.teacher)
+    flops = {name: choices.accumulation * count for name, count in ledger.flops.items()}
+    return Footprint(parts, ledger.peak_phase, dict(ledger.highest), flops, learned, choices.clips)
+
+
+def _run(
+    ledger: Ledger, step: RecoveryStep, batch: RecoveryBatch, choices: Choices, rules: DeviceRules
+) -> None:
+    """What `RecoveryStep.step` does up to the optimiser, which works in place."""
+    if choices.accumulation > 1:  # the part that counts is one that finds gradients there already
+        with ledger:
+            heads = step.heads.parameters() if step.head_optimizer is not None else ()
+            for parameter in (*step.student.parameters(), *heads):
+                parameter.grad = torch.zeros_like(parameter)
+                ledger.reclassify(parameter.grad, GRADIENTS)
+    with ledger:
+        with ledger.phase(STUDENT), _forward_of(step.teacher, ledger, TEACHER), rules:
+            terms, heads_loss = step.losses(batch)
+        with ledger.phase(BACKWARD):
+            torch.autograd.backward(total_loss(terms, step.weights()))
+        with ledger.phase(HEADS):
+            if heads_loss is not None:
+                torch.autograd.backward(heads_loss)
+        with ledger.phase(REDUCE):
+            if choices.workers > 1 and not choices.sharded:
+                flat = [p.grad for p in (*step.student.parameters(), *step.heads.parameters())]
+                torch.cat([g.reshape(-1) for g in flat if g is not None])
+    step.optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def _gradients_booked(ledger: Ledger, step: RecoveryStep) -> Iterator[None]:
+    handles = [*ledger.watch_gradients(step.student), *ledger.watch_gradients(step.heads)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _forward_of(module: nn.Module, ledger: Ledger, phase: str) -> Iterator[None]:
+    """Count the passes of `module` without gradient as another phase: the teacher's own, not the encoder's.
+
+    The encoder's pass on the real clips has no gradient either; it ends early, with an exception, and is
+    told apart by that: its hook would not be reached. So the first pass alone is taken.
+    """
+    with ExitStack() as stack:
+        forward: Any = module.forward
+        seen: list[bool] = []
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            first = not seen and not torch.is_grad_enabled()
+            seen.append(True)
+            with ledger.phase(phase) if first else ExitStack():
+                return forward(*args, **kwargs)
+
+        module.forward = counting
+        stack.callback(delattr, module, "forward")
+        yield
+
+
+def meta_batch(family: Family, denoiser: Any, settings: SamplingSettings, clips: int) -> RecoveryBatch:
+    """A batch of the right shapes without memory.
+
+    Raises:
+        ModelError: for a denoiser whose conditions are not known here.
+    """
+    if not hasattr(denoiser, "config") or not hasattr(denoiser.config, "cross_attention_dim"):
+        raise ModelError(f"the cost of recovering a {type(denoiser).__name__} is not known yet")
+    height, width = settings.latent_size
+    shape = (clips, settings.frames, denoiser.config.out_channels, height, width)
+    inputs = unet_inputs(denoiser, settings.frames, height, width)
+
+    def wide(one: Tensor) -> Tensor:
+        return torch.zeros(clips, *one.shape[1:], device="meta")
+
+    if hasattr(denoiser, "fps_embedding"):
+        text = wide(inputs[2])
+        numbers = {name: torch.zeros(clips, device="meta") for name in ("fps", "guidance")}
+        seeds = torch.zeros(clips, dtype=torch.long, device="meta")
+        given = {"text": text, "negative_text": torch.zeros_like(text), **numbers, "seed": seeds}
+    else:
+        image = torch.zeros(clips, *shape[2:], device="meta")
+        given = {
+            "image_latents": image,
+            "image_embeds": wide(inputs[2]),
+            "added_time_ids": wide(inputs[3]),
+        }
+    clean, noisy, renoise = (torch.zeros(shape, device="meta") for _ in range(3))
+    level, renoise_level = (torch.zeros(clips, device="meta") for _ in range(2))
+    return RecoveryBatch(clean, noisy, level, renoise, renoise_level, Conditions(given))
+
+
+def smaller(settings: SamplingSettings, frames: int | None, size: tuple[int, int] | None) -> SamplingSettings:
+    """The settings with other frames or another (height, width), where given."""
+    height, width = size or (settings.height, settings.width)
+    return replace(settings, frames=frames or settings.frames, height=height, width=width)
+
+
+def _plain(params: DistillParams, clips: int) -> DistillParams:
+    """One worker that does nothing by itself of what `Choices` are counted for."""
+    fields = type(params).model_fields
+    counted = ("accumulation", "activation_checkpointing", "parallel", "optimizer")
+    update = {name: fields[name].default for name in counted if name in fields}
+    return params.model_copy(update=update | {"workers": 1, "batch_size": clips, "precision": "fp32"})
+
+
+def _checkpointed(student: nn.Module, device: Kind, bf16: bool) -> nn.Module:
+    """A copy whose blocks run again in the backward pass, under the rules, which are suspended there."""
+    student = copy.deepcopy(student)
+
+    def again(module: Any, *args: Any) -> Any:
+        return checkpoint(
+            module.__call__,
+            *args,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), DeviceRules(device, bf16)),
+        )
+
+    enable: Any = getattr(student, "enable_gradient_checkpointing", None)
+    try:
+        if enable is None:
+            raise ValueError("it has no such switch")
+        enable(again)
+    except ValueError as error:
+        raise ModelError(
+            f"{type(student).__name__} does not support activation checkpointing", found=str(error)
+        ) from None
+    return student
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(map(_size, [*module.parameters(), *module.buffers()]))
+
+
+def _learned(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def _batch_bytes(batch: RecoveryBatch) -> int:
+    tensors = [t for t in vars(batch).values() if isinstance(t, Tensor)]
+    return sum(map(_size, [*tensors, *batch.conditions.tensors.values()]))
+
+
+def _largest_block(*models: nn.Module) -> int:
+    """Bytes of the largest part that is gathered whole: children of the top level, of lists each entry."""
+    parts = [p for m in models for c in m.children() for p in (c if isinstance(c, nn.ModuleList) else (c,))]
+    return max((_bytes(part) for part in parts), default=0)

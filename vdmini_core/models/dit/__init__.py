@@ -1,0 +1,1 @@
+"""Video transformers of diffusers: one table of classes, and units, surgery and features for all of them."""
