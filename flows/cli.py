@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli_progressive import StepsOption, run_progressive
+from flows.cli_registry import promote_command, reproduce_command, rollback_command
 from flows.distill_command import (
     DeviceOption,
     DryRunOption,
@@ -409,9 +410,12 @@ _OWN_COMMANDS: dict[str, Callable[..., None]] = {
     "teacher": _teacher_command,
     "plan": _plan_command,
     "distill": _distill_command,
+    "promote": promote_command,
 }
 for _name in STAGES:
     app.command(_name)(_OWN_COMMANDS.get(_name) or _stage_command(_name))
+app.command("rollback")(rollback_command)
+app.command("reproduce")(reproduce_command)
 for _name, _function in CORE_COMMANDS.items():
     if _name not in STAGES:
         app.command(_name)(_function)

@@ -3,63 +3,150 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking import MlflowClient
 
-from tasks.gate import Decision, decide_promotion
-from tasks.registry import candidate_of, version_by_alias
+from tasks.decision_report import FORCED_TAG, add_note, decision_record, keep_report
+from tasks.gate import Decision, decide_promotion, overrule
+from tasks.promotion_history import account, finish_begun, move_champion, now
+from tasks.registry import ROLLED_BACK_TAG, candidate_of, version_by_alias
+from tasks.registry_lock import Turn, turn_of
 from tasks.stage import StageJob, StageOutcome
 from tasks.tracking import connect
 from vdmini_core.artifacts import write_json
 from vdmini_core.errors import VDMiniError
-from vdmini_core.params import Params, load_params, section_dict
+from vdmini_core.params import PromoteParams, load_params
 
 DECISION_TAG = "vdmini.decision"
-PREVIOUS = "previous"
+_insisted: ContextVar[str | None] = ContextVar("insisted", default=None)
+
+
+@contextmanager
+def insisting(reason: str) -> Iterator[None]:
+    """Inside, the gate's judgement is overruled; `reason` is recorded with the version.
+
+    No parameter: `params.yaml` must not be able to open the gate for good.
+
+    Raises:
+        VDMiniError: for an empty reason.
+    """
+    if not reason.strip():
+        raise VDMiniError("the gate is not overruled without a reason", fix="--reason TEXT")
+    token = _insisted.set(reason.strip())
+    try:
+        yield
+    finally:
+        _insisted.reset(token)
 
 
 def run(job: StageJob) -> StageOutcome:
     """Ask the gate about the candidate and move the champion alias if it says so."""
-    name, rules = job.params.register_.name, job.params.promote
-    client = connect(job.root)
-    candidate = version_by_alias(client, name, job.params.register_.alias)
-    if candidate is None:
-        raise VDMiniError(
-            f"`{name}` has no candidate", expected="a registered student", fix="run `vdmini register`"
-        )
-    champion, number = version_by_alias(client, name, rules.alias), str(candidate.version)
-    if champion is not None and champion.version == candidate.version:
-        decision = _decided(candidate) or Decision("keep", (f"version {number} is the champion already",))
-    else:
-        theirs = candidate_of(champion) if champion else None
-        decision = decide_promotion(candidate_of(candidate), theirs, rules)
-        record = _question(job.params, champion) | {
-            "outcome": decision.outcome,
-            "reasons": list(decision.reasons),
-        }
-        client.set_model_version_tag(name, number, DECISION_TAG, json.dumps(record, sort_keys=True))
-    if decision.promoted and (champion is None or champion.version != candidate.version):
-        if champion is not None:
-            client.set_registered_model_alias(name, PREVIOUS, str(champion.version))
-        client.set_registered_model_alias(name, rules.alias, number)
+    params, client = job.params, connect(job.root)
+    candidate, decision, record = promote_candidate(
+        client, params.register_.name, params.register_.alias, params.promote, _insisted.get()
+    )
+    for problem in keep_report(client, candidate, record):
+        job.monitor.note(problem)
     write_json(job.out / "decision.json", {"outcome": decision.outcome, "reasons": list(decision.reasons)})
     for reason in decision.reasons:
         job.monitor.note(f"{decision.outcome}: {reason}")
     row = {
-        "model": name,
-        "candidate": number,
+        "model": params.register_.name,
+        "candidate": str(candidate.version),
         "outcome": decision.outcome,
         "why": "; ".join(decision.reasons),
     }
-    return StageOutcome({"outcome": decision.outcome}, timing={"version": number}, table=[row], title="Gate")
+    return StageOutcome(
+        {"outcome": decision.outcome}, timing={"version": str(candidate.version)}, table=[row], title="Gate"
+    )
+
+
+def promote_candidate(
+    client: MlflowClient, name: str, candidate_alias: str, rules: PromoteParams, insisted: str | None = None
+) -> tuple[ModelVersion, Decision, dict[str, Any]]:
+    """Decide about the candidate and carry it out, while nobody else changes the model's aliases.
+
+    Args:
+        client: of the registry.
+        name: of the registered model.
+        candidate_alias: alias of the version that asks.
+        rules: of the gate; `rules.alias` is what it asks for.
+        insisted: why the gate is overruled, None where it is not.
+
+    Returns:
+        The candidate, the decision, and its record for people (`decision_report.decision_record`).
+
+    Raises:
+        VDMiniError: where there is no candidate, or others hold the aliases for too long.
+    """
+    if version_by_alias(client, name, candidate_alias) is None:
+        raise VDMiniError(
+            f"`{name}` has no candidate", expected="a registered student", fix="run `vdmini register`"
+        )
+    with turn_of(client, name) as turn:
+        finish_begun(turn)
+        candidate = version_by_alias(client, name, candidate_alias)
+        champion = version_by_alias(client, name, rules.alias)
+        assert candidate is not None
+        if champion is not None and champion.version == candidate.version:
+            told = f"version {candidate.version} is the champion already"
+            decision = _decided(candidate) or Decision("keep", (told,))
+        else:
+            decision = _decide(candidate, champion, rules, insisted)
+            _carry_out(turn, candidate, champion, decision, rules)
+    return candidate, decision, decision_record(name, candidate, champion, decision, rules)
+
+
+def _decide(
+    candidate: ModelVersion, champion: ModelVersion | None, rules: PromoteParams, insisted: str | None
+) -> Decision:
+    facts = candidate_of(candidate)
+    decision = decide_promotion(facts, candidate_of(champion) if champion else None, rules)
+    return decision if insisted is None else overrule(decision, facts, insisted)
+
+
+def _carry_out(
+    turn: Turn,
+    candidate: ModelVersion,
+    champion: ModelVersion | None,
+    decision: Decision,
+    rules: PromoteParams,
+) -> None:
+    """Record the decision on the version, then move the alias where it says so."""
+    client, name, number = turn.client, turn.name, str(candidate.version)
+    record = _question(rules, champion) | {"outcome": decision.outcome, "reasons": list(decision.reasons)}
+    turn.check()
+    client.set_model_version_tag(name, number, DECISION_TAG, json.dumps(record, sort_keys=True))
+    if not decision.promoted:
+        return
+    if decision.forced is not None:
+        told = {"reason": decision.forced, "by": account(), "at": now(), "gate": list(decision.reasons)}
+        client.set_model_version_tag(name, number, FORCED_TAG, json.dumps(told, sort_keys=True))
+        add_note(client, candidate, f"promoted against the gate: {decision.forced}")
+    before = str(champion.version) if champion else None
+    if decision.forced is not None:
+        move_champion(turn, "force", rules.alias, before, number, decision.forced)
+    else:
+        move_champion(turn, "promote", rules.alias, before, number, "; ".join(decision.reasons))
+    if ROLLED_BACK_TAG in candidate.tags:
+        client.delete_model_version_tag(name, number, ROLLED_BACK_TAG)
 
 
 def _decided(champion: ModelVersion) -> Decision | None:
     """The decision that made a version champion, where it was killed before it could be written down here."""
     told = json.loads(champion.tags.get(DECISION_TAG, "{}"))
-    return Decision("promote", tuple(told["reasons"])) if told.get("outcome") == "promote" else None
+    forced = json.loads(champion.tags.get(FORCED_TAG, "{}")).get("reason")
+    return (
+        Decision("promote", tuple(told["reasons"]), forced=forced)
+        if told.get("outcome") == "promote"
+        else None
+    )
 
 
 def is_current(root: Path) -> bool:
@@ -68,18 +155,17 @@ def is_current(root: Path) -> bool:
     name, client = params.register_.name, connect(root)
     candidate = version_by_alias(client, name, params.register_.alias)
     champion = version_by_alias(client, name, params.promote.alias)
+    if _insisted.get() is not None:
+        return False
     if candidate is None or not (root / "artifacts" / "promote" / "manifest.json").is_file():
         return False
     if champion is not None and candidate.version == champion.version:
         return True
     decided = json.loads(candidate.tags.get(DECISION_TAG, "{}"))
-    asked = _question(params, champion)
+    asked = _question(params.promote, champion)
     return decided.get("outcome") == "keep" and {key: decided.get(key) for key in asked} == asked
 
 
-def _question(params: Params, champion: ModelVersion | None) -> dict[str, Any]:
+def _question(rules: PromoteParams, champion: ModelVersion | None) -> dict[str, Any]:
     """What a decision depends on beside the candidate itself."""
-    return {
-        "champion": str(champion.version) if champion else None,
-        "rules": section_dict(params, "promote"),
-    }
+    return {"champion": str(champion.version) if champion else None, "rules": rules.model_dump(mode="json")}

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
-import subprocess
 import tempfile
-import warnings
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import mlflow
+import mlflow.artifacts
 import mlflow.pyfunc
+from mlflow.entities.model_registry import ModelVersion
 
 import vdmini_core
+from tasks.gate import Checks
+from tasks.models import device_of
+from tasks.provenance import check_student, provenance, without_hint_warning
+from tasks.recipe import keep_recipe
 from tasks.registry import (
+    CHECKS_TAG,
     EVIDENCE_TAG,
+    PASSPORT_TAG,
+    PROVENANCE_TAGS,
     STUDENT_TAG,
     ensure_model,
     evidence,
@@ -25,15 +31,16 @@ from tasks.registry import (
     version_by_alias,
     version_of_student,
 )
+from tasks.serving_signature import signature_of
 from tasks.stage import StageJob, StageOutcome, finished
 from tasks.tracking import MLflowMonitor, connect, tracking_uri
-from vdmini_core.artifacts import sha256_file, write_json
+from vdmini_core.artifacts import tree_digests, write_json
 from vdmini_core.errors import VDMiniError
 
 # What a served student needs; nothing of the pipeline.
 RUNTIME = (
     *("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "scipy", "pydantic"),
-    *("ruamel.yaml", "av", "pillow", "tqdm", "pandas"),
+    *("av", "pillow", "tqdm", "pandas"),
 )
 
 
@@ -49,6 +56,7 @@ def run(job: StageJob) -> StageOutcome:
         number = str(version.version)
         for key, value in rules.tags.items():
             client.set_model_version_tag(rules.name, number, key, value)
+        _complete(job, version)
         job.monitor.note(f"this student is version {number} already")
     client.set_registered_model_alias(rules.name, rules.alias, number)
     facts = {"name": rules.name, "alias": rules.alias, "student": identity}
@@ -69,39 +77,77 @@ def is_current(root: Path, name: str, alias: str) -> bool:
     if not (root / "artifacts" / "register" / "manifest.json").is_file():
         return False
     version = version_by_alias(connect(root), name, alias)
-    return version is not None and version.tags.get(STUDENT_TAG) == student_identity(root)
+    # A version of an earlier release lacks what the gate looks for: `run` completes it.
+    tags = {} if version is None else version.tags
+    return CHECKS_TAG in tags and tags.get(STUDENT_TAG) == student_identity(root)
 
 
 def _log_version(job: StageJob, identity: str) -> str:
     if not isinstance(job.monitor, MLflowMonitor):
         raise VDMiniError("`register` needs MLflow", fix="run it through `vdmini register` or `vdmini run`")
+    model_id = _log_model(job, job.monitor.run_id)
+    source = f"models:/{model_id}"
+    client, tags = connect(job.root), _tags(job.root, identity, _checked(job, source))
+    tags |= job.params.register_.tags
+    keep_recipe(client, job.monitor.run_id, job.root)
+    # One call makes the version with all its tags: a kill leaves a whole version or none.
+    version = client.create_model_version(
+        job.params.register_.name,
+        source=source,
+        run_id=job.monitor.run_id,
+        tags=tags,
+        model_id=model_id,
+    )
+    return str(version.version)
+
+
+def _complete(job: StageJob, version: ModelVersion) -> None:
+    """Give a version that an earlier release registered what the gate and `reproduce` look for today."""
+    if CHECKS_TAG in version.tags and not _was_refused(version):
+        return
+    client = connect(job.root)
+    tags = _tags(job.root, version.tags[STUDENT_TAG], _checked(job, version.source))
+    if version.run_id:
+        keep_recipe(client, version.run_id, job.root)
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, str(version.version), key, value)
+
+
+def _was_refused(version: ModelVersion) -> bool:
+    """True where the files were found wanting: what failed may have been the day, so look again."""
+    return json.loads(version.tags[CHECKS_TAG])["generates"] is not True
+
+
+def _log_model(job: StageJob, run_id: str) -> str:
     mlflow.set_tracking_uri(tracking_uri(job.root))
+    student = job.artifact("distill") / "student"
     with (
         tempfile.TemporaryDirectory() as folder,
-        mlflow.start_run(run_id=job.monitor.run_id),
-        warnings.catch_warnings(),
+        mlflow.start_run(run_id=run_id),
+        without_hint_warning(),
     ):
-        # MLflow would have `predict` annotated, then refuse arrays and images; it sets its own filters.
-        show = warnings.showwarning
-        warnings.showwarning = lambda message, *more: (
-            None if "type hints" in str(message) else show(message, *more)
-        )
         info = mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("serving_model.py")),
-            artifacts={"pipeline": str(job.artifact("distill") / "student")},
+            artifacts={"pipeline": str(student)},
             code_paths=[str(_core_without_weights(Path(folder)))],
             pip_requirements=[f"{name}=={_installed(name)}" for name in RUNTIME],
+            signature=signature_of(student),
         )
-    # One call makes the version with all its tags: a kill leaves a whole version or none.
-    version = connect(job.root).create_model_version(
-        job.params.register_.name,
-        source=f"models:/{info.model_id}",
-        run_id=job.monitor.run_id,
-        tags=_tags(job.root, identity) | job.params.register_.tags,
-        model_id=info.model_id,
-    )
-    return str(version.version)
+    return str(info.model_id)
+
+
+def _checked(job: StageJob, source: str) -> Checks:
+    """Fetch the student back from where it was put, and see that it is whole, safe, and makes a video."""
+    student = job.artifact("distill") / "student"
+    with tempfile.TemporaryDirectory() as folder:
+        back = mlflow.artifacts.download_artifacts(
+            source, dst_path=folder, tracking_uri=tracking_uri(job.root)
+        )
+        copy = Path(back) / "artifacts" / student.name
+        if tree_digests(copy) != tree_digests(student):
+            return Checks(generates="the registered files are not those of artifacts/distill")
+        return check_student(copy, device_of(job))
 
 
 def _core_without_weights(folder: Path) -> Path:
@@ -118,33 +164,14 @@ def _installed(name: str) -> str:
     return importlib.metadata.version(name).split("+")[0]
 
 
-def _tags(root: Path, identity: str) -> dict[str, str]:
-    lock = root / "dvc.lock"
-    plan = finished(root, "plan")
-    tags: dict[str, Any] = {
+def _tags(root: Path, identity: str, checks: Checks) -> dict[str, str]:
+    plan, found = finished(root, "plan"), evidence(root)
+    return {
         STUDENT_TAG: identity,
-        EVIDENCE_TAG: json.dumps(evidence(root), sort_keys=True),
+        EVIDENCE_TAG: json.dumps(found, sort_keys=True),
+        PASSPORT_TAG: json.dumps(found["passport"].get("fvd"), sort_keys=True),
+        CHECKS_TAG: json.dumps(asdict(checks), sort_keys=True),
         "vdmini.version": vdmini_core.__version__,
         "vdmini.plan": json.dumps(plan["metrics"], sort_keys=True)[:4000],
-        "vdmini.teacher": finished(root, "teacher")["metrics"].get("fingerprint", "unknown"),
-        "vdmini.dvc_lock": sha256_file(lock) if lock.is_file() else "none",
-        "vdmini.git_commit": git_commit(root),
+        **{PROVENANCE_TAGS[key]: value for key, value in provenance(root).items()},
     }
-    return {key: str(value) for key, value in tags.items()}
-
-
-def git_commit(root: Path) -> str:
-    """Commit of the project folder, `none` outside git."""
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            env=environment,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "none"
-    return found.stdout.strip() or "none"

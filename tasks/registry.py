@@ -11,11 +11,22 @@ from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 
-from tasks.gate import Candidate
+from tasks.gate import Candidate, Checks
 from vdmini_core.artifacts import digest_of, read_json
 
 EVIDENCE_TAG = "vdmini.evidence"
 STUDENT_TAG = "vdmini.student"
+CHECKS_TAG = "vdmini.checks"
+PASSPORT_TAG = "vdmini.passport"
+ROLLED_BACK_TAG = "vdmini.rolled_back"
+PROVENANCE_TAGS = {
+    "teacher": "vdmini.teacher",
+    "plan": "vdmini.plan_sha256",
+    "data": "vdmini.data",
+    "dvc_lock": "vdmini.dvc_lock",
+    "git_commit": "vdmini.git_commit",
+    "code": "vdmini.code",
+}
 
 
 def _is(error: MlflowException, code: int) -> bool:
@@ -78,8 +89,20 @@ def evidence(root: Path) -> dict[str, Any]:
 
 def candidate_of(version: ModelVersion) -> Candidate:
     """Evidence of a registered version; empty evidence never promotes."""
+    data, checks = _tag(version, EVIDENCE_TAG), _tag(version, CHECKS_TAG)
+    return Candidate(
+        data.get("metrics", {}),
+        data.get("speedup"),
+        data.get("passport", {}),
+        {key: version.tags.get(tag) for key, tag in PROVENANCE_TAGS.items()},
+        Checks(tuple(checks["unsafe"]), checks["generates"]) if checks else Checks(),
+        _tag(version, ROLLED_BACK_TAG).get("reason"),
+    )
+
+
+def _tag(version: ModelVersion, key: str) -> dict[str, Any]:
     try:
-        data = json.loads(version.tags.get(EVIDENCE_TAG, "{}"))
+        data = json.loads(version.tags.get(key) or "{}")
     except json.JSONDecodeError:
-        data = {}
-    return Candidate(data.get("metrics", {}), data.get("speedup"), data.get("passport", {}))
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -7,8 +7,10 @@ and nothing above it.
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,33 @@ def _image(value: Any) -> Any:
 
     if isinstance(value, Image.Image):
         return value.convert("RGB")
+    if isinstance(value, list):  # an array that came as JSON
+        value = np.asarray(value)
     if isinstance(value, np.ndarray):
         return Image.fromarray(value.astype(np.uint8)).convert("RGB")
     if isinstance(value, Path):  # text is never a path: a served model must not open files for its callers
         return ImageOps.exif_transpose(Image.open(value)).convert("RGB")
     data = base64.b64decode(value, validate=True) if isinstance(value, str) else bytes(value)
     return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+
+
+def _frames(model_input: Any, params: Any) -> int:
+    """How many frames are asked for: the table's column `frames`, or the param; 0 for as many as usual.
+
+    Raises:
+        DataError: for rows that ask for different numbers: they are made in one batch.
+    """
+    import pandas as pd
+
+    from vdmini_core.errors import DataError
+
+    asked = {int((params or {}).get("frames", 0))}
+    if isinstance(model_input, pd.DataFrame | dict) and "frames" in model_input:
+        column = model_input["frames"]
+        asked = {int(number) for number in (column if isinstance(column, pd.Series) else [column])}
+    if len(asked) != 1:
+        raise DataError("the rows ask for different numbers of frames", expected="one", found=str(asked))
+    return asked.pop()
 
 
 def _text(value: Any) -> str:
@@ -53,9 +76,9 @@ class VideoStudent(mlflow.pyfunc.PythonModel):
 
     From images: an array, a PIL image, bytes or a `Path` gives frames uint8 (F, H, W, 3), a 4-d array
     (B, H, W, 3) gives (B, F, H, W, 3). From prompts: a text gives (F, H, W, 3), a list of n texts
-    (n, F, H, W, 3). A table with the column `image` (base64 or bytes) or `prompt` (the form that is served)
-    gives one record per row: `{"video": base64 mp4}`; a model that needs both takes only that form. An
-    optional column or param `seed` picks the noise.
+    (n, F, H, W, 3). A table with the column `image` (base64, bytes or array) or `prompt` (the form that is
+    served) gives one record per row: `{"video": base64 mp4}`; a model that needs both takes only that form.
+    An optional column or param `seed` picks the noise, `frames` how many frames, up to those of the recovery.
     """
 
     def load_context(self, context: Any) -> None:
@@ -68,6 +91,23 @@ class VideoStudent(mlflow.pyfunc.PythonModel):
         self.settings = load_settings(folder, self.pipeline)
         self.needs = family_of(self.pipeline).needs
 
+    def _with_frames(self, frames: int) -> VideoStudent:
+        """This student, to be sampled with so many frames; calls at the same time keep their own number."""
+        from vdmini_core.errors import DataError
+
+        most = self.settings.frames
+        if not 2 <= frames <= most:
+            raise DataError(
+                "this student cannot make so many frames",
+                expected=f"2 to {most}, which it was recovered on",
+                found=str(frames),
+            )
+        other = copy.copy(self)
+        other.settings = replace(
+            self.settings, frames=frames, decode_chunk_size=min(frames, self.settings.decode_chunk_size)
+        )
+        return other
+
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Generate; see the class for the forms of input and output.
 
@@ -76,6 +116,8 @@ class VideoStudent(mlflow.pyfunc.PythonModel):
         import numpy as np
         import pandas as pd
 
+        if _frames(model_input, params) not in (0, self.settings.frames):
+            return self._with_frames(_frames(model_input, params)).predict(context, model_input, params)
         seed = int((params or {}).get("seed", 0))
         if isinstance(model_input, dict):
             model_input = pd.DataFrame([model_input])

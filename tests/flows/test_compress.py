@@ -95,11 +95,13 @@ def test_one_parent_run_with_a_nested_run_per_stage(finished_project: Path) -> N
 
 def test_the_registered_student_makes_a_video_in_a_fresh_process(finished_project: Path) -> None:
     code = (
-        "import mlflow, numpy as np\n"
+        "import mlflow, numpy as np, pandas as pd\n"
         f"mlflow.set_tracking_uri('sqlite:///{finished_project / 'mlflow.db'}')\n"
         "model = mlflow.pyfunc.load_model('models:/vdmini-nano@candidate')\n"
         "image = np.zeros((32, 32, 3), np.uint8); image[8:20, 8:20] = 255\n"
-        "video = model.predict(image)\n"
+        "(answer,) = model.predict(pd.DataFrame([{'image': image}]))\n"
+        "assert set(answer) == {'video'} and len(answer['video']) > 500, answer\n"
+        "video = model.unwrap_python_model().predict(None, image)\n"
         "assert video.shape == (4, 32, 32, 3) and video.dtype == np.uint8, video.shape\n"
     )
     done = subprocess.run(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.gate import Candidate, decide_promotion
+from tasks.gate import Candidate, Checks, decide_promotion, overrule
 from vdmini_core.metrics.passport import Side, features_passport
 from vdmini_core.params import PromoteParams
 
@@ -29,10 +29,19 @@ def candidate(
         "recovered": {"fvd_real": fvd_real, "fvd_teacher": fvd_teacher},
         "pruned": {"fvd_teacher": pruned},
     }
-    return Candidate(metrics, speedup, passport(**changes))
+    return Candidate(metrics, speedup, passport(**changes), MADE_FROM, FINE)
 
 
-OLD = Candidate(candidate().metrics, 1.5, {"extractors": {}, "clips": 64})
+MADE_FROM = {"teacher": "f00d", "plan": "91a4", "data": "da7a", "dvc_lock": "none", "code": "c0de"}
+FINE = Checks(generates=True)
+OLD = Candidate(candidate().metrics, 1.5, {"extractors": {}, "clips": 64}, MADE_FROM, FINE)
+
+
+def measured(low: float, high: float, speedup: float = 1.5, params: int = 1000, **facts: Any) -> Candidate:
+    """A version with the interval of its fvd_real, the value in the middle."""
+    made = candidate((low + high) / 2, speedup=speedup)
+    rows = {**made.metrics["recovered"], "fvd_real_low": low, "fvd_real_high": high, "params": params}
+    return replace(made, metrics={**made.metrics, "recovered": rows}, **facts)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +65,8 @@ OLD = Candidate(candidate().metrics, 1.5, {"extractors": {}, "clips": 64})
         (OLD, candidate(), False, "the candidate's passport of fvd_real cannot be read"),
         (OLD, None, True, "no champion yet"),
         (candidate(), candidate(fvd_real=None), False, "champion's fvd_real is missing"),
-        (Candidate({}, 2.0, {}), None, False, "missing"),
-        (Candidate({"recovered": "junk"}, 2.0, {}), None, False, "missing"),
+        (Candidate({}, 2.0, {}, MADE_FROM, FINE), None, False, "missing"),
+        (Candidate({"recovered": "junk"}, 2.0, {}, MADE_FROM, FINE), None, False, "missing"),
     ],
 )
 def test_gate(new: Candidate, old: Candidate | None, promoted: bool, because: str) -> None:
@@ -81,3 +90,117 @@ def test_other_versions_of_libraries_are_a_remark() -> None:
     decision = decide_promotion(newer, candidate(), RULES)
     assert decision.promoted
     assert any("version of torch: 9.9 against" in reason for reason in decision.reasons)
+
+
+CHAMPION = measured(9.0, 11.0)
+
+
+@pytest.mark.parametrize(
+    ("new", "promoted", "because"),
+    [
+        (measured(6.0, 8.0), True, "clearly better"),
+        (measured(6.0, 8.0, speedup=1.2, params=2000), True, "clearly better"),
+        (measured(8.0, 10.0), False, "neither better nor worse, the intervals overlap; and no gain"),
+        (measured(9.0, 11.0), False, "neither better nor worse"),
+        (measured(9.0, 11.0, speedup=1.575), True, "equal within their intervals; speed-up 1.57x"),
+        (measured(9.0, 11.0, speedup=1.57), False, "no gain of 5% in speed or size"),
+        (measured(9.0, 11.0, params=950), True, "950 parameters against 1,000"),
+        (measured(9.0, 11.0, params=960), False, "no gain of 5%"),
+        (measured(9.0, 11.0, speedup=1.8, params=1100), False, "without a loss in the other"),
+        (measured(9.0, 11.0, speedup=1.0, params=500), False, "without a loss in the other"),
+        (measured(9.0, 11.0, speedup=2.0, provenance={**MADE_FROM, "teacher": "0ther"}), False, "no gain"),
+        (measured(9.0, 11.0, params=500, provenance={**MADE_FROM, "teacher": "0ther"}), True, "500 param"),
+        (measured(10.0, 12.0, speedup=2.0), False, "worse than the champion's 10 by more than 5%"),
+        (measured(9.2, 11.2, speedup=2.0), True, "equal within"),
+        (candidate(), True, "intervals are not known on both sides"),
+    ],
+)
+def test_quality_by_intervals_then_speed_and_size(new: Candidate, promoted: bool, because: str) -> None:
+    decision = decide_promotion(new, CHAMPION, RULES)
+    assert decision.promoted is promoted, decision.reasons
+    assert because in " ".join(decision.reasons)
+
+
+def test_clearly_worse_is_refused_even_within_the_tolerance() -> None:
+    (reason,) = decide_promotion(
+        measured(10.2, 10.4, speedup=3.0), measured(9.9, 10.1), PromoteParams(max_fvd_regression=0.5)
+    ).reasons
+    assert "clearly worse, the intervals do not meet; to do: " in reason
+
+
+def test_any_gain_will_do_with_min_gain_of_nought_but_none_is_none() -> None:
+    rules = PromoteParams(min_gain=0)
+    assert not decide_promotion(CHAMPION, CHAMPION, rules).promoted
+    assert decide_promotion(measured(9.0, 11.0, params=999), CHAMPION, rules).promoted
+
+
+@pytest.mark.parametrize(
+    ("facts", "because"),
+    [
+        ({"checks": Checks(("unet/model.bin",), True)}, "not safetensors: unet/model.bin; to do: save the"),
+        (
+            {"checks": Checks(generates="ModelError: no weights")},
+            "does not load and generate: ModelError: no",
+        ),
+        ({"checks": Checks()}, "it was never tried; to do: `vdmini register --force`"),
+        (
+            {"provenance": {}},
+            "the teacher's fingerprint, the plan, the data version or DVC lock, the git comm",
+        ),
+        (
+            {"provenance": {**MADE_FROM, "teacher": "unknown"}},
+            "not recorded: the teacher's fingerprint; to do",
+        ),
+        ({"provenance": {**MADE_FROM, "data": "none"}}, "not recorded: the data version or DVC lock; to do"),
+        ({"provenance": {**MADE_FROM, "code": ""}}, "not recorded: the git commit or code version; to do"),
+        ({"rolled_back": "green frames"}, "was rolled back: green frames; to do: "),
+    ],
+)
+@pytest.mark.parametrize("champion", [None, CHAMPION])
+def test_what_the_registration_found_keeps_the_best_figures_out(
+    facts: dict[str, Any], because: str, champion: Candidate | None
+) -> None:
+    decision = decide_promotion(measured(1.0, 2.0, **facts), champion, RULES)
+    assert not decision.promoted
+    assert because in " ".join(decision.reasons)
+
+
+@pytest.mark.parametrize("key", ["data", "dvc_lock"])
+def test_one_record_of_the_data_is_enough(key: str) -> None:
+    kept = {name: value for name, value in MADE_FROM.items() if name != "data"} | {key: "da7a"}
+    assert decide_promotion(measured(1.0, 2.0, provenance=kept), None, RULES).promoted
+
+
+def test_every_reason_to_keep_says_what_to_do() -> None:
+    cases = [candidate(fvd_real=None), candidate(fvd_teacher=9.0), candidate(speedup=0.5), measured(20, 21)]
+    for new in (*cases, CHAMPION, OLD, Candidate({}, None, {})):
+        decision = decide_promotion(new, CHAMPION, RULES)
+        assert not decision.promoted
+        assert all("to do: " in reason for reason in decision.reasons), decision.reasons
+
+
+@pytest.mark.parametrize(
+    ("new", "promoted"),
+    [
+        (measured(20, 21), True),
+        (candidate(fvd_real=None), True),
+        (measured(9, 11, rolled_back="green frames"), True),
+        (measured(1, 2, provenance={}), True),
+        (measured(1, 2, checks=Checks(("a.pkl",), True)), False),
+        (measured(1, 2, checks=Checks(generates="no weights")), False),
+    ],
+)
+def test_a_person_overrules_judgement_but_not_files_that_are_unsafe_or_do_not_load(
+    new: Candidate, promoted: bool
+) -> None:
+    decision = decide_promotion(new, CHAMPION, RULES)
+    assert not decision.promoted
+    overruled = overrule(decision, new, "demo on Friday")
+    assert overruled.promoted is promoted
+    assert overruled.forced == ("demo on Friday" if promoted else None)
+    assert len(overruled.reasons) >= 1
+
+
+def test_what_the_gate_lets_through_is_not_overruled() -> None:
+    decision = decide_promotion(measured(1, 2), CHAMPION, RULES)
+    assert overrule(decision, measured(1, 2), "why not") == decision

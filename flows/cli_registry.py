@@ -1,0 +1,97 @@
+"""Commands about registered versions: `promote`, `rollback`, `reproduce`."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vdmini_core.printing import JsonOption, print_json
+
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="edit params.yaml")]
+ProfileOption = Annotated[str | None, typer.Option(help="start from a ready parameter set")]
+WorkspaceOption = Annotated[str | None, typer.Option(help="run in workspaces/NAME")]
+RootOption = Annotated[Path, typer.Option("--root", help="project folder", exists=True, file_okay=False)]
+
+
+def promote_command(
+    assignments: SetOption = None,
+    profile: ProfileOption = None,
+    workspace: WorkspaceOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="overrule the gate's judgement; needs --reason")
+    ] = False,
+    reason: Annotated[str | None, typer.Option(help="why, kept with the version")] = None,
+    as_json: JsonOption = False,
+    root: RootOption = Path(),
+) -> None:
+    """Stage: the gate.
+
+    With --force and --reason the candidate becomes champion although the gate would keep it out; files that
+    are unsafe or do not load stay out all the same.
+    """
+    if force and not (reason or "").strip():
+        raise typer.BadParameter("--force needs --reason TEXT: it is kept with the version")
+    if reason is not None and not force:
+        raise typer.BadParameter("--reason: only with --force")
+    from flows import cli
+
+    with cli._pipeline_extra():
+        from tasks.promote import insisting
+
+        folder = cli._project(root, workspace, profile, None, assignments)
+        with insisting(reason) if reason else nullcontext():
+            cli._run_one("promote", folder, False, as_json)
+
+
+def rollback_command(
+    reason: Annotated[str, typer.Option(help="why, kept with both versions")] = "no reason given",
+    as_json: JsonOption = False,
+    root: RootOption = Path(),
+) -> None:
+    """The version before becomes champion again; a second rollback takes the first one back."""
+    from flows import cli
+
+    with cli._pipeline_extra():
+        from tasks.rollback import roll_back
+        from tasks.tracking import connect
+        from vdmini_core.params import load_params
+
+        params = load_params(root.resolve() / "params.yaml")
+        name, alias = params.register_.name, params.promote.alias
+        move = roll_back(connect(root.resolve()), name, alias, reason)
+    if as_json:
+        print_json(asdict(move))
+    else:
+        typer.echo(f"{name}: version {move.after} is {alias} again, in place of version {move.before}")
+
+
+def reproduce_command(
+    uri: Annotated[str, typer.Argument(metavar="models:/NAME@ALIAS", help="or models:/NAME/3")],
+    videos: Annotated[
+        Path | None, typer.Option(help="where its videos are now", exists=True, file_okay=False)
+    ] = None,
+    as_json: JsonOption = False,
+    root: RootOption = Path(),
+) -> None:
+    """Make a registered version again and compare its hashes; exits 1 where they differ."""
+    from flows import cli
+
+    with cli._pipeline_extra():
+        from tasks.reproduce import reproduce
+
+        found = reproduce(
+            root.resolve(), uri, videos=videos, listen=lambda line: typer.echo(line, err=as_json)
+        )
+    if as_json:
+        print_json(asdict(found) | {"equal": found.equal, "folder": str(found.folder)})
+    else:
+        for line in (*found.remarks, *found.differences):
+            typer.echo(f"  {line}")
+        told = "equal" if found.equal else f"different; it lies in {found.folder}"
+        typer.echo(f"{found.model} version {found.version}: {told}")
+    if not found.equal:
+        raise typer.Exit(1)

@@ -1,0 +1,72 @@
+"""Better, equal, worse: how the gate compares two measured values, and what two models cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from vdmini_core.params import is_number
+
+SIZES = ("params", "vae_decoder_params")  # of what pruning can shrink
+
+
+class Change(Enum):
+    """How one value stands to another; UNKNOWN where that cannot be told."""
+
+    BETTER = "better"
+    EQUAL = "equal"
+    WORSE = "worse"
+    UNKNOWN = "unknown"
+
+
+def quality(ours: Mapping[str, Any], theirs: Mapping[str, Any], measure: str) -> Change:
+    """Compare a distance (smaller is better) by its intervals: where they overlap, it is equal.
+
+    Both distances are to the same clips from the same noise, so that their errors go together and the test
+    is a strict one: what does not overlap is different beyond doubt, what does may still be.
+
+    Args:
+        ours, theirs: rows of the metrics with `<measure>_low` and `<measure>_high`.
+        measure: name of the distance.
+    """
+    asked = [row.get(f"{measure}_{end}") for row in (ours, theirs) for end in ("low", "high")]
+    bounds = [bound for bound in asked if is_number(bound)]
+    if len(bounds) < len(asked):
+        return Change.UNKNOWN
+    our_low, our_high, their_low, their_high = bounds
+    if our_high < their_low:
+        return Change.BETTER
+    return Change.WORSE if our_low > their_high else Change.EQUAL
+
+
+def costs(
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    speedups: tuple[float | None, float | None],
+    min_gain: float,
+) -> list[tuple[Change, str]]:
+    """Speed and size of two models, each with a sentence; what is not known of both is left out.
+
+    Args:
+        ours, theirs: rows of the metrics with the counts of `SIZES` that are known.
+        speedups: ours and theirs over one and the same teacher; None where there is no such figure.
+        min_gain: relative difference below which two figures count as equal.
+    """
+    found = []
+    mine, other = speedups
+    if is_number(mine) and is_number(other) and other > 0:
+        text = f"speed-up {mine:.3g}x against {other:.3g}x"
+        found.append((_against(mine / other, min_gain), text))
+    counted = [key for key in SIZES if is_number(ours.get(key)) and is_number(theirs.get(key))]
+    size, their_size = (sum(int(row[key]) for key in counted) for row in (ours, theirs))
+    if size and their_size:
+        found.append((_against(their_size / size, min_gain), f"{size:,} parameters against {their_size:,}"))
+    return found
+
+
+def _against(factor: float, min_gain: float) -> Change:
+    # Two equal figures are no gain, even where any gain will do.
+    if factor > 1 and factor >= 1 + min_gain:
+        return Change.BETTER
+    return Change.WORSE if factor < 1 / (1 + min_gain) else Change.EQUAL

@@ -1,0 +1,217 @@
+"""reproduce: make a registered version again from its recipe, and compare with what was recorded."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow.artifacts
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from tasks.project import OWN_PATHS, SHARED_PATHS, change_params, lay_out
+from tasks.recipe import COMPARED, FOLDER
+from tasks.registry import PROVENANCE_TAGS, version_by_alias
+from tasks.stage import finished, run_stage
+from tasks.tracking import connect, tracking_uri
+from vdmini_core.artifacts import code_version, digest_of, library_versions, read_json, sha256_file
+from vdmini_core.errors import VDMiniError
+from vdmini_core.params import load_params
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of it.
+
+    Attributes:
+        model, version: which registered version.
+        differences: `stage/file: what is different`, empty where every hash is equal.
+        remarks: what is not as it was then: code, libraries.
+        compared: how many files.
+        folder: the project it was made in, while it is kept.
+    """
+
+    model: str
+    version: str
+    differences: tuple[str, ...]
+    remarks: tuple[str, ...]
+    compared: int
+    folder: Path
+
+    @property
+    def equal(self) -> bool:
+        """True where every output has the recorded hash."""
+        return not self.differences
+
+
+def reproduce(
+    root: Path,
+    uri: str,
+    *,
+    videos: Path | None = None,
+    listen: Callable[[str], None] = lambda line: None,
+) -> Reproduction:
+    """Lay out a project with a version's data, parameters and plan, run it, compare.
+
+    The project lies in `.vdmini/reproduce/` of `root` and starts empty but for checkpoints of a killed
+    attempt; no cache is asked, so that everything is computed again. It stops at the first stage that
+    differs: what follows rests on it.
+
+    Args:
+        root: project folder: its tracking store is asked, its relative paths are meant.
+        uri: `models:/NAME@alias` or `models:/NAME/3`.
+        videos: where the videos are now, if not where they were.
+        listen: told one line per stage.
+
+    Raises:
+        VDMiniError: for an unknown version, one without a recipe, or data that are not there.
+    """
+    client = connect(root)
+    version = find_version(client, uri)
+    name, number = str(version.name), str(version.version)
+    folder = root / ".vdmini" / "reproduce" / f"{name}-{number}"
+    recipe = _lay_out(root, folder, version, videos)
+    expected: Mapping[str, Mapping[str, str]] = recipe["outputs"]
+    differences: list[str] = []
+    compared = 0
+    for stage in COMPARED:
+        run_stage(stage, folder)
+        found = finished(folder, stage)["outputs"]
+        differences = [f"{stage}/{line}" for line in compare(expected[stage], found)]
+        compared += len(expected[stage])
+        listen(f"{stage}: {'different' if differences else f'{len(found)} files equal'}")
+        if differences:
+            break
+    result = Reproduction(name, number, tuple(differences), tuple(_remarks(recipe)), compared, folder)
+    if result.equal:
+        shutil.rmtree(folder)
+    return result
+
+
+def find_version(client: MlflowClient, uri: str) -> ModelVersion:
+    """The version a `models:/` address names.
+
+    Raises:
+        VDMiniError: for another address, or one that leads nowhere.
+    """
+    match = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))", uri)
+    if match is None:
+        raise VDMiniError(
+            f"{uri!r} names no registered version", expected="models:/NAME@champion or models:/NAME/3"
+        )
+    name, alias, number = match.groups()
+    try:
+        version = client.get_model_version(name, number) if number else version_by_alias(client, name, alias)
+    except MlflowException:
+        version = None
+    if version is None:
+        raise VDMiniError(
+            f"there is no {uri}",
+            found="nothing of that name in this registry",
+            fix="`--root` names the project, MLFLOW_TRACKING_URI the server",
+        )
+    return version
+
+
+def compare(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Files that are missing, new, or of another hash; one line each."""
+    lines = []
+    for name in sorted({*expected, *found}):
+        then, now = expected.get(name), found.get(name)
+        if then is None:
+            lines.append(f"{name}: was not there")
+        elif now is None:
+            lines.append(f"{name}: is missing")
+        elif then != now:
+            lines.append(f"{name}: {now[:12]}, recorded {then[:12]}")
+    return lines
+
+
+def _lay_out(root: Path, folder: Path, version: ModelVersion, videos: Path | None) -> dict[str, Any]:
+    """A project with the version's parameters and plan; scratch of a killed attempt stays."""
+    shutil.rmtree(folder / "artifacts", ignore_errors=True)
+    lay_out(folder)
+    kept = _fetch(root, version, folder / FOLDER)
+    shutil.copyfile(kept / "params.yaml", folder / "params.yaml")
+    shutil.copytree(kept / "plan", folder / "artifacts" / "plan")
+    recipe: dict[str, Any] = read_json(kept / "recipe.json")
+    _check_tags(version, recipe, folder)
+    change_params(folder, assignments=tuple(_paths(root, folder, recipe, videos)))
+    return recipe
+
+
+def _fetch(root: Path, version: ModelVersion, target: Path) -> Path:
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        mlflow.artifacts.download_artifacts(
+            run_id=version.run_id,
+            artifact_path=FOLDER,
+            dst_path=str(target.parent),
+            tracking_uri=tracking_uri(root),
+        )
+    except (MlflowException, OSError) as error:
+        raise VDMiniError(
+            f"version {version.version} of `{version.name}` has no recipe",
+            expected=f"`{FOLDER}/` among the artifacts of its run",
+            found=str(error).splitlines()[0],
+            fix="`vdmini register --force` in the project that made it",
+        ) from None
+    return target
+
+
+def _check_tags(version: ModelVersion, recipe: Mapping[str, Any], folder: Path) -> None:
+    """The recipe is a file on a server: it must be the one that the version was registered with.
+
+    Raises:
+        VDMiniError: where the two tell different stories.
+    """
+    plan = sha256_file(folder / "artifacts" / "plan" / "plan.json")
+    told = {**recipe["provenance"], "plan": plan}
+    wrong = [key for key, tag in PROVENANCE_TAGS.items() if told.get(key) != version.tags.get(tag)]
+    if wrong:
+        raise VDMiniError(
+            f"the recipe of version {version.version} is not that of its tags",
+            expected="what was recorded at its registration",
+            found=f"another {', '.join(wrong)}",
+            fix="look who changed the artifacts of its run or its tags on MLflow",
+        )
+
+
+def _paths(root: Path, folder: Path, recipe: Mapping[str, Any], videos: Path | None) -> list[str]:
+    """Folders as they are reached from the new project; those that do not exist keep their words."""
+    values = load_params(folder / "params.yaml").model_dump(mode="json", by_alias=True)
+    assignments = []
+    for key in (*SHARED_PATHS, *OWN_PATHS):
+        value: Any = values
+        for part in key.split("."):
+            value = value[part]
+        if key == "prepare.videos" and recipe["data"]["source"] == "folder":
+            place = videos if videos is not None else root / Path(value).expanduser()
+            if not place.is_dir():
+                raise VDMiniError(
+                    "the videos of this version are not there",
+                    expected=f"data version {recipe['data']['version'][:12]}",
+                    found=f"no folder {value} in the project",
+                    fix="`dvc pull` where DVC tracks them, or `--videos DIR`",
+                )
+            assignments.append(f"{key}={json.dumps(str(place.resolve()))}")
+        elif isinstance(value, str) and (root / Path(value).expanduser()).exists():
+            assignments.append(f"{key}={json.dumps(str((root / Path(value).expanduser()).resolve()))}")
+    return assignments
+
+
+def _remarks(recipe: Mapping[str, Any]) -> list[str]:
+    found = []
+    if digest_of(code_version()) != recipe["provenance"]["code"]:
+        found.append("this is not the code that made the version")
+    then, now = recipe["libraries"], library_versions()
+    found += [
+        f"{name} {now.get(name)}, then {then[name]}" for name in sorted(then) if then[name] != now.get(name)
+    ]
+    return found

@@ -1,0 +1,52 @@
+"""rollback: `previous` becomes the champion again."""
+
+from __future__ import annotations
+
+import json
+
+from mlflow.tracking import MlflowClient
+
+from tasks.decision_report import add_note
+from tasks.promotion_history import Move, account, finish_begun, move_champion, now, previous_alias
+from tasks.registry import ROLLED_BACK_TAG, version_by_alias
+from tasks.registry_lock import turn_of
+from vdmini_core.errors import VDMiniError
+
+
+def roll_back(client: MlflowClient, name: str, alias: str, reason: str) -> Move:
+    """Swap champion and previous version; the one that leaves is marked, so that the gate keeps it out.
+
+    A second call swaps them back and takes the mark away.
+
+    Args:
+        client: of the registry.
+        name: of the registered model.
+        alias: what the champion is called.
+        reason: kept in the history and on both versions.
+
+    Raises:
+        VDMiniError: where there is no champion or no other version to go back to.
+    """
+    if version_by_alias(client, name, alias) is None:
+        raise VDMiniError(f"`{name}` has no `{alias}`", fix="`vdmini promote` makes one")
+    with turn_of(client, name) as turn:
+        finish_begun(turn)
+        champion = version_by_alias(client, name, alias)
+        previous = version_by_alias(client, name, previous_alias(alias))
+        if champion is None or previous is None or previous.version == champion.version:
+            raise VDMiniError(
+                f"`{name}` has no version to go back to",
+                expected=f"the alias `{previous_alias(alias)}`, kept when a champion is replaced",
+                found="none" if previous is None else f"the {alias} itself, version {previous.version}",
+                fix="set the alias by hand on MLflow's page of the model",
+            )
+        leaving, returning = str(champion.version), str(previous.version)
+        turn.check()
+        told = {"reason": reason, "by": account(), "at": now(), "to": returning}
+        client.set_model_version_tag(name, leaving, ROLLED_BACK_TAG, json.dumps(told, sort_keys=True))
+        move = move_champion(turn, "rollback", alias, leaving, returning, reason)
+        if ROLLED_BACK_TAG in previous.tags:
+            client.delete_model_version_tag(name, returning, ROLLED_BACK_TAG)
+        add_note(client, champion, f"rolled back to version {returning}: {reason}")
+        add_note(client, previous, f"{alias} again in place of version {leaving}: {reason}")
+    return move
