@@ -151,10 +151,21 @@ def cluster() -> Iterator[Cluster]:
     )
     try:
         for _ in range(2):
-            nodes.add_node(num_cpus=DISTILL["workers"])
+            add_node(nodes)
         yield nodes
     finally:
         nodes.shutdown()
+
+
+def add_node(nodes: Cluster) -> None:
+    """Ray gives a node's agent 15 s to start, too few on a busy machine: it is asked up to three times."""
+    for left in (2, 1, 0):
+        try:
+            nodes.add_node(num_cpus=DISTILL["workers"])
+            return
+        except Exception:
+            if not left:
+                raise
 
 
 def start_stage(root: Path, address: str, told: Path) -> subprocess.Popen[bytes]:
