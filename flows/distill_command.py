@@ -59,7 +59,8 @@ def dry_run(
     Raises:
         TrainingError: when a worker needs more memory than there is.
     """
-    from tasks.recovery_cost import changed_params, make_case, project_models, workers_per_device
+    from tasks.dry_run import changed_params, project_models
+    from tasks.recovery_cost import make_case, workers_per_device
     from vdmini_core.distillation.cost.estimate import estimate, refuse_unless_fits
 
     params, note = changed_params(root, assignments or (), profile), ""
@@ -102,7 +103,7 @@ def _device(
     """A named device, one whose speed is given, or this one, measured."""
     import torch
 
-    from tasks.recovery_cost import with_memory
+    from tasks.dry_run import with_memory
     from vdmini_core.distillation.cost.devices import (
         UTILISATION,
         Device,
@@ -135,7 +136,7 @@ def _device(
 
 
 def _show(found: Any, case: Any, note: str) -> None:
-    from tasks.recovery_cost import rows_of, settings_text
+    from tasks.dry_run import rows_of, settings_text
 
     console, data = Console(highlight=False), found.to_dict()
     print_rows(rows_of(found), "Recovery: an estimate", console)
