@@ -18,9 +18,12 @@ import torch
 from pruning import BATCH, Bench
 
 from vdmini_core.artifacts import library_versions, write_json
+from vdmini_core.data.clip_source import as_source
 from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seeds
-from vdmini_core.distillation.data import RecoveryBatches, load_recovery_data, precompute, seed_of
+from vdmini_core.distillation.data import RecoveryBatches, seed_of
 from vdmini_core.distillation.depth import trained_parameters
+from vdmini_core.distillation.encoding import ClipEncoder
+from vdmini_core.distillation.latents import StoredLatents, precompute
 from vdmini_core.distillation.recovery_step import RecoveryStep
 from vdmini_core.metrics.speed import device_name
 from vdmini_core.models.registry import fingerprint
@@ -54,8 +57,9 @@ def batches_of(bench: Bench, count: int) -> RecoveryBatches:
     if not (folder / "complete.json").is_file():
         clips = torch.from_numpy(render_clips(spec, split_seeds("train", count, 0)))
         identity = {"teacher": fingerprint(bench.unet), "clips": count}
-        precompute(bench.family, bench.pipeline, clips, bench.settings, 0, folder, identity)
-    return RecoveryBatches(load_recovery_data(folder), bench.family, bench.settings, 2, 0)
+        encoder = ClipEncoder(bench.family, bench.pipeline, bench.settings, 0)
+        precompute(encoder, as_source(clips), folder, identity)
+    return RecoveryBatches(StoredLatents(folder), bench.family, bench.settings, 2, 0)
 
 
 def recover(bench: Bench, plan: Plan, params: DistillParams, batches: RecoveryBatches, title: str) -> Any:

@@ -60,7 +60,8 @@ def dry_run(
         TrainingError: when a worker needs more memory than there is.
     """
     from tasks.project import preview_params, template_folder
-    from tasks.recovery_cost import make_case, project_models, workers_per_device
+    from tasks.recovery_cost import make_case, workers_per_device
+    from tasks.recovery_dry_run import project_models
     from vdmini_core.distillation.cost.estimate import estimate, refuse_unless_fits
 
     # outside a project the defaults
@@ -105,7 +106,7 @@ def _device(
     """A named device, one whose speed is given, or this one, measured."""
     import torch
 
-    from tasks.recovery_cost import with_memory
+    from tasks.recovery_dry_run import with_memory
     from vdmini_core.distillation.cost.devices import (
         UTILISATION,
         Device,
@@ -138,7 +139,7 @@ def _device(
 
 
 def _show(found: Any, case: Any, note: str) -> None:
-    from tasks.recovery_cost import rows_of, settings_text
+    from tasks.recovery_dry_run import rows_of, settings_text
 
     console, data = Console(highlight=False), found.to_dict()
     print_rows(rows_of(found), "Recovery: an estimate", console)

@@ -216,7 +216,8 @@ def test_same_folder_same_bytes_whatever_the_number_of_workers(good: Path, tmp_p
         make(good, tmp_path / name, workers=workers)
     digests = tree_digests(tmp_path / "one" / "out")
     assert digests == tree_digests(tmp_path / "three" / "out")
-    assert set(digests) == {f"clips-{s}.safetensors" for s in SPLITS} | {"index.json", "sources.json"}
+    of_splits = {name for s in SPLITS for name in (f"clips-{s}.safetensors", f"prompts-{s}.jsonl")}
+    assert set(digests) == of_splits | {"index.json", "sources.json"}
 
 
 def test_a_killed_run_goes_on_where_it_stopped(

@@ -129,12 +129,12 @@ def test_refusal_names_a_way_that_fits(unet: Any) -> None:
     assert bill["time"]["price"] == pytest.approx(2 * bill["time"]["hours"])
     assert json.dumps(bill)
 
-    tight = replace(roomy, memory=found.need - 1)
+    tight = replace(found, device=replace(roomy, memory=found.need - 1), there=found.need - 1)
     with pytest.raises(TrainingError, match="does not fit") as refused:
-        estimate.refuse_unless_fits(case, estimate.estimate(case, tight))
+        estimate.refuse_unless_fits(case, tight)
     assert "distill.precision=bf16" in refused.value.fix
 
-    nowhere = estimate.estimate(case, replace(roomy, memory=1000))
+    nowhere = replace(found, device=replace(roomy, memory=1000), there=1000)
     with pytest.raises(TrainingError, match="no option makes it fit"):
         estimate.refuse_unless_fits(case, nowhere)
 

@@ -19,8 +19,11 @@ from torch import Tensor
 import tasks.recovery_worker as worker
 from tasks.recovery_watch import STORAGE, STUDENTS, checkpoint_name, student_folder
 from vdmini_core.artifacts import read_json, write_json
-from vdmini_core.distillation.data import RecoveryBatches, precompute
+from vdmini_core.data.clip_source import as_source
+from vdmini_core.distillation.data import RecoveryBatches
+from vdmini_core.distillation.encoding import ClipEncoder
 from vdmini_core.distillation.guards import History
+from vdmini_core.distillation.latents import precompute
 from vdmini_core.distillation.utilisation import peak_flops, step_flops
 from vdmini_core.errors import ParamsError, TrainingError
 from vdmini_core.models.denoiser import load_denoiser
@@ -50,7 +53,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = (8, settings.frames, settings.height, settings.width, 3)
     clips = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     (root / "work").mkdir()
-    precompute(family, pipeline, clips[:4], settings, 0, root / "work" / "latents", {})
+    encoder = ClipEncoder(family, pipeline, settings, 0)
+    precompute(encoder, as_source(clips[:4]), root / "work" / "latents", {})
     prepare_inputs(pipeline, family, clips[4:], settings, 0).save(root / "work" / "validation.safetensors")
     write_json(root / "settings.json", asdict(settings))
     return root
@@ -60,8 +64,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recover(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Runs the worker's function with this process in Ray's place; returns the scratch folder."""
     monkeypatch.setattr(worker, "get_device", lambda: torch.device("cpu"))
-    loaded = {name: load_pipeline(source / name) for name in ("teacher", "student")}
-    monkeypatch.setattr(worker, "load_pipeline", lambda folder: copy.deepcopy(loaded[folder.name]))
+    loaded = {name: load_denoiser(source / name) for name in ("teacher", "student")}
+    monkeypatch.setattr(worker, "load_denoiser", lambda folder, _: copy.deepcopy(loaded[Path(folder).name]))
     plain = RecoveryBatches.batch
 
     def run(
@@ -95,6 +99,7 @@ def recover(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
         spec = worker.RecoverySpec(
             teacher=str(source / "teacher"),
             student=str(source / student),
+            prepared="",  # latents are there: nothing is encoded
             latents=str(work / "latents"),
             work=str(work),
             feature_pairs=[["down_blocks.0", "down_blocks.0"]],

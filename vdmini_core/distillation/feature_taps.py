@@ -25,15 +25,15 @@ def named_module(model: nn.Module, path: str) -> nn.Module:
     Raises:
         TrainingError: naming the nearest path that exists.
     """
-    modules = dict(model.named_modules())
-    if path not in modules:
-        near = difflib.get_close_matches(path, list(modules), n=1)
+    try:  # every step asks for dozens: no list of all modules where the path is right
+        return model.get_submodule(path)
+    except AttributeError:
+        near = difflib.get_close_matches(path, [name for name, _ in model.named_modules()], n=1)
         raise TrainingError(
             f"the model has no module `{path}` to read features from",
             expected=f"a module path such as `{near[0]}`" if near else "a module path of this model",
             fix="make the plan again (`vdmini plan`): it was made for another model",
-        )
-    return modules[path]
+        ) from None
 
 
 def _first_tensor(output: Any) -> Tensor:

@@ -17,6 +17,7 @@ from vdmini_core.pruning.plan import Plan
 
 # A worker before its models: Python, PyTorch, diffusers, Ray on a CPU; context and workspaces on a GPU.
 PROCESS_BYTES = {"cpu": int(0.6 * GIB), "cuda": int(0.8 * GIB)}
+LASTING = ("teacher", "student", "average of the student (EMA)", "optimiser", "heads and their optimiser")
 OPTIMISER_TRAFFIC = 44  # bytes moved per learned float32 parameter: clip, AdamW (p, m, v), EMA
 
 
@@ -149,10 +150,13 @@ def estimate(
     )
 
 
-def ways_to_fit(case: Case, device: Device, per_device: int = 1, most: int = 4) -> list[tuple[str, int]]:
+def ways_to_fit(case: Case, found: Estimate, per_device: int = 1, most: int = 3) -> list[tuple[str, int]]:
     """Changes that would make a case fit, mildest first: what to set, and the bytes a worker needs then."""
     fitting: list[tuple[str, int]] = []
+    device, least = found.device, found.process + sum(found.footprint.parts[name] for name in LASTING)
     for text, changed, share in _changes(case, device, per_device):
+        if not changed.choices.sharded and device.memory is not None and least > device.memory // share:
+            continue  # the networks alone do not fit
         try:
             need = changed.footprint(device.kind).peak + PROCESS_BYTES[device.kind]
         except ModelError:  # this student cannot be checkpointed
@@ -213,7 +217,7 @@ def refuse_unless_fits(case: Case, found: Estimate, per_device: int = 1) -> None
     """
     if found.fits or found.there is None:
         return
-    ways = ways_to_fit(case, found.device, per_device)
+    ways = ways_to_fit(case, found, per_device)
     listed = "; or ".join(f"{text} ({need / GIB:.1f} GiB)" for text, need in ways)
     activations = found.footprint.parts["activations"]
     raise TrainingError(

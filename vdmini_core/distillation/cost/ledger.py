@@ -50,6 +50,7 @@ class Ledger(TorchDispatchMode):
         self.highest: dict[str, int] = {}
         self._phase = ""
         self._books: dict[int, tuple[int, str]] = {}
+        self._watched: dict[int, weakref.ref[Any]] = {}
         self.known: dict[Any, Any] = {} if known is None else known
 
     @contextmanager
@@ -85,9 +86,6 @@ class Ledger(TorchDispatchMode):
         """Run one operator and book what it made."""
         given = dict(kwargs or {})
         output = self._run(func, args, given)
-        count = _flops(func, args, given, output)
-        if count:
-            self.flops[self._phase] = self.flops.get(self._phase, 0) + count
         if not _aliases(func):  # a view of a weight is no new memory
             for leaf in (output,) if isinstance(output, Tensor) else tree_leaves(output):
                 if isinstance(leaf, Tensor):
@@ -100,26 +98,37 @@ class Ledger(TorchDispatchMode):
         The shape functions of many operators are Python and slow, and a U-Net repeats itself.
         """
         if not _pure(func):
-            return func(*args, **kwargs)
+            return self._counted(func, args, kwargs, func(*args, **kwargs))
         try:
             key = (func, *map(_signature, args), *((k, _signature(v)) for k, v in kwargs.items()))
             made = self.known.get(key)
         except _NotMeta:
-            return func(*args, **kwargs)
+            return self._counted(func, args, kwargs, func(*args, **kwargs))
         if made is None:
-            output = func(*args, **kwargs)
+            before = self.flops.get(self._phase, 0)
+            output = self._counted(func, args, kwargs, func(*args, **kwargs))
+            flops = self.flops.get(self._phase, 0) - before
             leaves = output if isinstance(output, tuple) else (output,)
             if all(leaf is None or _is_new(leaf, args) for leaf in leaves):
                 shapes = [
                     leaf if leaf is None else (leaf.shape, leaf.stride(), leaf.dtype) for leaf in leaves
                 ]
-                self.known[key] = (isinstance(output, tuple), shapes)
+                self.known[key] = (isinstance(output, tuple), shapes, flops)
             return output
-        several, shapes = made
+        several, shapes, flops = made
+        if flops:
+            self.flops[self._phase] = self.flops.get(self._phase, 0) + flops
         again = tuple(
             s if s is None else torch.empty_strided(s[0], s[1], dtype=s[2], device="meta") for s in shapes
         )
         return again if several else again[0]
+
+    def _counted(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        counter = _counter(func)
+        if counter is not None:
+            count = counter(args, kwargs, output)
+            self.flops[self._phase] = self.flops.get(self._phase, 0) + count
+        return output
 
     def _book(self, tensor: Tensor, args: tuple[Any, ...]) -> None:
         storage = tensor.untyped_storage()
@@ -128,15 +137,16 @@ class Ledger(TorchDispatchMode):
             return
         self._books[key] = (size, ACTIVATIONS)
         self.live[ACTIVATIONS] += size
-        weakref.finalize(storage, self._strike, key)
+        self._watched[key] = weakref.ref(storage, functools.partial(self._strike, key))
         now = self.live[ACTIVATIONS] + round(self.live[GRADIENTS] * self.gradient_share)
         self.highest[self._phase] = max(self.highest.get(self._phase, 0), now)
         if now > self.peak:
             self.peak, self.at_peak, self.peak_phase = now, dict(self.live), self._phase
 
-    def _strike(self, key: int) -> None:
+    def _strike(self, key: int, _: Any = None) -> None:
         size, kind = self._books.pop(key)
         self.live[kind] -= size
+        del self._watched[key]
 
 
 class _NotMeta(Exception):
@@ -176,11 +186,15 @@ def _pure(func: Any) -> bool:
     return not func._schema.is_mutable and not _aliases(func)
 
 
-def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
+@functools.cache
+def _counter(func: Any) -> Callable[[tuple[Any, ...], dict[str, Any], Any], int] | None:
+    """What counts an operator's operations from arguments and result; None where there are none to count."""
     name = func._schema.name
     if name == FLASH:
-        return int(sdpa_flop_count(*(t.shape for t in args[:3])))
+        return lambda args, _, __: int(sdpa_flop_count(*(t.shape for t in args[:3])))
     if name == FLASH + "_backward":
-        return int(sdpa_backward_flop_count(args[0].shape, *(t.shape for t in args[1:4])))
+        return lambda args, _, __: int(sdpa_backward_flop_count(*(t.shape for t in args[:4])))
     count: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
-    return int(count(*args, **kwargs, out_val=output)) if count is not None else 0
+    if count is None:
+        return None
+    return lambda args, kwargs, output: int(count(*args, **kwargs, out_val=output))
