@@ -66,9 +66,13 @@ def readable(record: Mapping[str, Any]) -> str:
     ]
     for key in (*SHOWN, "speedup"):
         values = [facts[key] for facts in record["facts"].values()]
-        lines.append(f"{key:20} " + " ".join(f"{'-' if v is None else format(v, '.6g'):>14}" for v in values))
+        lines.append(f"{key:20} " + " ".join(f"{_shown(value):>14}" for value in values))
     rules = ", ".join(f"{key} {value}" for key, value in record["rules"].items())
     return "\n".join([*lines, "", f"rules: {rules}", ""])
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else format(value, "," if isinstance(value, int) else ".6g")
 
 
 def keep_report(client: MlflowClient, version: ModelVersion, record: Mapping[str, Any]) -> list[str]:

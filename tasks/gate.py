@@ -109,7 +109,8 @@ def overrule(decision: Decision, candidate: Candidate, reason: str) -> Decision:
     unusable = _unusable(candidate)
     if decision.promoted or unusable:
         return decision if decision.promoted else replace(decision, reasons=tuple(unusable))
-    return Decision("promote", tuple(f"overruled: {line}" for line in decision.reasons), forced=reason)
+    told = (line.partition("; to do: ")[0] for line in decision.reasons)
+    return Decision("promote", tuple(f"overruled: {line}" for line in told), forced=reason)
 
 
 def _unusable(candidate: Candidate) -> list[str]:
