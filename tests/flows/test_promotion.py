@@ -18,7 +18,6 @@ from tasks.promotion_history import Move, history, move_champion
 from tasks.registry import ROLLED_BACK_TAG, version_by_alias
 from tasks.registry_lock import PREFIX, Turn, turn_of
 from tasks.rollback import roll_back
-from tasks.tracking import MLflowTracker, connect
 from tests.flows.promotion_race import ROUNDS, RULES, die_at_work, promote_in_step
 from tests.unit.test_gate import measured
 from vdmini_core.errors import VDMiniError
@@ -47,15 +46,15 @@ def champion(client: MlflowClient, alias: str = "champion") -> str | None:
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with one model and no version: to lay out the tables of a new one takes MLflow seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    MLflowTracker(folder).client.create_registered_model("toy")
-    return folder / "mlflow.db"
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").create_registered_model("toy")
+    return path
 
 
 @pytest.fixture
 def client(empty_store: Path, tmp_path: Path) -> MlflowClient:
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
-    return connect(tmp_path)
+    return MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
 def race(uri: str, counter: Path) -> None:

@@ -64,8 +64,10 @@ def test_a_version_carries_where_it_comes_from_and_what_was_checked(finished_pro
     assert read_json(Path(decided))["outcome"] == json.loads(version.tags[DECISION_TAG])["outcome"]
 
 
-def test_what_it_takes_and_gives_is_written_down(finished_project: Path) -> None:
-    mlflow.set_tracking_uri(tracking(finished_project))
+def test_what_it_takes_and_gives_is_written_down(
+    finished_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking(finished_project))
     signature = mlflow.models.get_model_info(URI).signature
     assert signature.inputs.input_names() == ["image", "prompt", "seed", "frames"]
     assert signature.inputs.required_input_names() == ["image"]
