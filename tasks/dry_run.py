@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdmini_core.errors import VDMiniError
+from vdmini_core.errors import ModelError, VDMiniError
 from vdmini_core.params import Params
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ READY, MISSING, LATER = "ready", "missing", "later"
 HUB_ARCHITECTURES = {
     "stabilityai/stable-video-diffusion-img2vid": "stable-video-diffusion",
     "stabilityai/stable-video-diffusion-img2vid-xt": "stable-video-diffusion",
+    "hunyuanvideo-community/HunyuanVideo": "hunyuan-video",
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "wan2.1-t2v-1.3b",
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": "wan2.1-t2v-14b",
 }
 
 
@@ -75,8 +78,8 @@ def is_complete(steps: list[Step]) -> bool:
     return all(step.state != MISSING for step in steps)
 
 
-def _steps(count: int) -> str:
-    return f"{count} step" + ("s" if count > 1 else "")
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("s" if count != 1 else "")
 
 
 def work(flops: float) -> str:
@@ -107,8 +110,7 @@ def _prepare(root: Path, params: Params) -> Step:
     if folder.is_dir():
         found = sum(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.rglob("*"))
     if found:
-        videos = f"{found:,} video" + ("s" if found > 1 else "")
-        return Step("prepare", f"cuts {does} out of {videos} in {prepare.videos}")
+        return Step("prepare", f"cuts {does} out of {_count(found, 'video')} in {prepare.videos}")
     todo = f"put videos into {prepare.videos}, or say where they are: vdmini run --videos DIR"
     return Step("prepare", f"cuts {does} out of videos", MISSING, todo)
 
@@ -125,7 +127,7 @@ def _teacher(root: Path, params: Params) -> tuple[Step, Architecture | None]:
     settings = fitted_settings(params, own)
     count = sum(parameter.numel() for parameter in denoiser.parameters())
     does = f"{name if isinstance(name, str) else name.name}: {count / 1e6:,.1f} M parameters, " + (
-        f"{_steps(settings.steps)}, guidance {settings.guidance:g}"
+        f"{_count(settings.steps, 'step')}, guidance {settings.guidance:g}"
     )
     state = READY if here else MISSING
     return Step("teacher", does, state, todo), Architecture(family, denoiser, vae, settings)
@@ -219,7 +221,8 @@ def _cut(params: Params, known: Architecture) -> Iterator[Step]:
     made = make_plan(plan, known.family, known.denoiser, units, None, known.settings, params.base.seed)
     yield Step(
         "plan",
-        f"{plan.recipe}: removes {len(made.removed)} units, {made.flops_ratio:.1%} of the FLOPs are left",
+        f"{plan.recipe}: removes {_count(len(made.removed), 'unit')}, "
+        f"leaves {made.flops_ratio:.1%} of the FLOPs",
     )
     count = sum(parameter.numel() for parameter in known.denoiser.parameters())
     yield Step(
@@ -251,7 +254,10 @@ def _distill(params: Params, known: Architecture) -> Step:
     units = known.family.units(known.denoiser, known.settings)
     made = make_plan(plan, known.family, known.denoiser, units, None, known.settings, params.base.seed)
     case = Case(known.family, known.denoiser, made, distill, known.settings, choices)
-    found = estimate(case, known_device(params.base.hardware, choices.bf16), per_device=1)
+    try:
+        found = estimate(case, known_device(params.base.hardware, choices.bf16), per_device=1)
+    except (ModelError, RuntimeError):  # a step that cannot be rehearsed on the meta device
+        return Step("distill", f"{does}; its memory and time are not known for this model")
     hours = (found.step_s or 0.0) * found.steps / 3600
     does += (
         f"; on {distill.workers} {params.base.hardware} about {found.need / GIB:.0f} GiB each and "
@@ -268,8 +274,15 @@ def _evaluate(root: Path, params: Params, known: Architecture) -> Iterator[Step]
 
     evaluate, fvd = params.evaluate, params.evaluate.fvd
     calls = known.settings.steps * (2 if known.settings.guidance > 1 else 1)
-    clip = calls * total_flops(known.denoiser, known.settings) + decoder_flops(known.vae, known.settings)[""]
-    does = f"{evaluate.clips:,} clips of each of three models: at most {work(3 * evaluate.clips * clip)}"
+    clip = calls * total_flops(known.denoiser, known.settings)
+    try:
+        clip += decoder_flops(known.vae, known.settings)[""]
+        rest = ""
+    except ModelError:
+        rest = " and the decoding"
+    does = (
+        f"{evaluate.clips:,} clips of each of three models: at most {work(3 * evaluate.clips * clip)}{rest}"
+    )
     if fvd.extractor == "embedded":
         yield Step("evaluate", f"{does}; built-in measures")
         return
