@@ -31,7 +31,7 @@ from vdmini_core.artifacts import read_json, tree_digests, write_json
 from vdmini_core.data.clips import save_clips
 from vdmini_core.distillation.guards import History
 from vdmini_core.models.registry import family_of, fingerprint, load_pipeline, load_settings, save_pipeline
-from vdmini_core.params import Params, PlanParams
+from vdmini_core.params import PlanParams
 from vdmini_core.pruning.recipes import make_plan
 from vdmini_core.pruning.surgery import apply_plan
 from vdmini_core.teacher.architecture import build_pipeline
@@ -182,6 +182,12 @@ def start_stage(root: Path, address: str, told: Path) -> subprocess.Popen[bytes]
         return subprocess.Popen(command, cwd=root, env=environment, stdout=sink, start_new_session=True)
 
 
+def reached(root: Path, step: int) -> Path | None:
+    """The losses of a run that has done `step` steps."""
+    paths = root.glob(".vdmini/work/distill/*/losses.jsonl")
+    return next((path for path in paths if len(read_rows(path)) >= step), None)
+
+
 def victim_of(work: Path, driver: psutil.Process, kind: str) -> psutil.Process:
     if kind == "driver":
         return driver
@@ -199,13 +205,13 @@ def test_sigkill_at_any_step_gives_the_same_bytes(
     root, told = project / kind, project / f"{kind}.json"
     shutil.copytree(project / "artifacts", root / "artifacts")
     changes = {"base": {"threads": 1}, "distill": DISTILL}
-    write_json(root / "params.yaml", Params.model_validate(changes).model_dump(mode="json"))
+    write_json(root / "params.yaml", changes)
     # two more steps at least stay to be done, whatever the poll costs
     step = random.Random(kind).randint(2, STEPS - 4)
     driver = start_stage(root, cluster.address, told)
     try:
-        lines = wait_for(lambda: next(root.glob(".vdmini/work/distill/*/losses.jsonl"), None), PATIENCE_S)
-        wait_for(lambda: lines.is_file() and len(read_rows(lines)) >= step, PATIENCE_S)
+        lines = wait_for(lambda: reached(root, step) or driver.poll() is not None, PATIENCE_S)
+        assert isinstance(lines, Path), "ended before it was killed"
         victim_of(lines.parent, psutil.Process(driver.pid), kind).kill()
         if kind == "driver":
             assert (

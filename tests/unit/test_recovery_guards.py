@@ -24,6 +24,7 @@ from vdmini_core.distillation.data import RecoveryBatches
 from vdmini_core.distillation.encoding import ClipEncoder
 from vdmini_core.distillation.guards import History
 from vdmini_core.distillation.latents import precompute
+from vdmini_core.distillation.optim import rate_at
 from vdmini_core.distillation.utilisation import peak_flops, step_flops
 from vdmini_core.errors import ParamsError, TrainingError
 from vdmini_core.models.denoiser import load_denoiser
@@ -44,7 +45,7 @@ class Killed(BaseException):
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A nano teacher, another as its student, latents and held-out samples."""
     root = tmp_path_factory.mktemp("guards")
-    for name, seed in (("teacher", 0), ("student", 1)):
+    for name, seed in (("teacher", 0), ("student", 1), ("same", 0)):
         save_pipeline(build_pipeline("nano", seed), root / name, None)
     pipeline = load_pipeline(root / "teacher")
     settings = load_settings(root / "teacher")
@@ -60,12 +61,30 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def loaded(source: Path) -> dict[str, tuple[Any, dict[str, Tensor]]]:
+    """Every pipeline once, with the denoiser's weights as they were."""
+    pipelines = {name: load_pipeline(source / name) for name in ("teacher", "student", "same")}
+    return {
+        name: (pipeline, copy.deepcopy(pipeline.unet.state_dict())) for name, pipeline in pipelines.items()
+    }
+
+
+def _fresh(entry: tuple[Any, dict[str, Tensor]]) -> Any:
+    """As loading it again, which takes as long as a step."""
+    pipeline, weights = entry
+    pipeline.unet.zero_grad()
+    pipeline.unet.load_state_dict(weights)
+    return pipeline
+
+
 @pytest.fixture
-def recover(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def recover(
+    loaded: dict[str, Any], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
     """Runs the worker's function with this process in Ray's place; returns the scratch folder."""
     monkeypatch.setattr(worker, "get_device", lambda: torch.device("cpu"))
-    loaded = {name: load_denoiser(source / name) for name in ("teacher", "student")}
-    monkeypatch.setattr(worker, "load_denoiser", lambda folder, _: copy.deepcopy(loaded[Path(folder).name]))
+    monkeypatch.setattr(worker, "load_denoiser", lambda folder, _: _fresh(loaded[Path(folder).name]).unet)
     plain = RecoveryBatches.batch
 
     def run(
@@ -158,15 +177,14 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_a_broken_step_is_tried_again_at_half_the_rate_and_kills_change_nothing(
     recover: Callable[..., Path],
 ) -> None:
-    whole, once = end_of(recover("whole")), end_of(recover("once", broken=(3,)))
+    once = end_of(recover("once", broken=(3,)))
     reason = "step 3 of the recovery is not finite: total, task, grad_norm"
     assert once[2].rollbacks == [{"step": 3, "back_to": 2, "rate_scale": 0.5, "reason": reason}]
     assert once[2].told() == "rolled back 1 time at step 3: learning rate x 0.5"
     assert [row["step"] for row in once[1]] == list(range(1, STEPS + 1))
-    assert once[1][:2] == whole[1][:2]
-    rates = [ours["lr"] / theirs["lr"] for ours, theirs in zip(once[1][2:], whole[1][2:], strict=True)]
-    assert rates == pytest.approx([0.5] * 2, rel=1e-6)
-    assert not same(once[0], whole[0])
+    planned = [1e-3 * rate_at(step, DistillParams(steps=STEPS)) for step in range(STEPS)]
+    rates = [row["lr"] / rate for row, rate in zip(once[1], planned, strict=True)]
+    assert rates == pytest.approx([1, 1, 0.5, 0.5], rel=1e-6)
     # killed after and before the first checkpoint that knows of it; before, the same step breaks again
     for name, kill_at, again in (("late", 4, ()), ("early", 3, (3,))):
         with pytest.raises(Killed):
@@ -203,8 +221,8 @@ def test_the_best_student_survives_a_kill_and_others_go(recover: Callable[..., P
     """The teacher itself learns other clips and leaves where it was: the first measured is the best."""
     options = {"validate_every": 1, "select": "best", "select_by": "paired_mse", "learning_rate": 1e-2}
     with pytest.raises(Killed):
-        recover("best", kill_at=4, student="teacher", **options)
-    work = recover("best", student="teacher", **options)
+        recover("best", kill_at=4, student="same", **options)
+    work = recover("best", student="same", **options)
     history, params = end_of(work)[2], DistillParams.model_validate(options)
     errors = [row["paired_mse"] for row in history.validations]
     assert len(errors) == 4 and min(errors) == errors[0]
@@ -215,8 +233,6 @@ def test_the_best_student_survives_a_kill_and_others_go(recover: Callable[..., P
     state = worker.load_state(work / STORAGE / checkpoint_name(4))
     assert same(exported, {**state["student"], **state["ema"]["tensors"]})
     assert type(load_pipeline(student_folder(work, 1))).__name__ == "StableVideoDiffusionPipeline"
-    undisturbed = end_of(recover("undisturbed", student="teacher", **options))
-    assert undisturbed[2] == history and same(undisturbed[0], end_of(work)[0])
 
 
 def test_sample_videos_and_live_figures(recover: Callable[..., Path]) -> None:
