@@ -6,7 +6,7 @@ The flow owns order, retries and what people see while it runs; DVC says which s
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 
 from flows.execution import Execution, StageReport
+from flows.profile_workspace import profile_workspace
 from tasks.stage import STAGES
-from vdmini_core.errors import VDMiniError
+from vdmini_core.errors import ParamsError, VDMiniError
 
 # A chart beyond this would bloat the server's database; it is in MLflow and the report anyway.
 MAX_IMAGE_BYTES = 400_000
@@ -102,6 +103,8 @@ def compress(
     force: bool = False,
     listen: Callable[[str, str], None] | None = None,
     last: str = "promote",
+    profile: str | None = None,
+    assignments: Sequence[str] = (),
 ) -> list[StageReport]:
     """Compress a video diffusion model in the project folder `root`.
 
@@ -110,11 +113,24 @@ def compress(
         force: run every stage, also those that are up to date.
         listen: told (stage, event) as stages start and end.
         last: the story ends with this stage.
+        profile: run this profile in a workspace of its own below `root`, which is set to it first.
+        assignments: `key=value` on top of the profile.
+
+    Raises:
+        ParamsError: for assignments without a profile: they would change the project itself.
 
     Returns:
         What became of each stage.
     """
-    execution = Execution(Path(root), force=force, listen=listen or (lambda stage, event: None))
+    if assignments and profile is None:
+        raise ParamsError(
+            "assignments belong to a profile's workspace",
+            expected="a profile beside them",
+            found=", ".join(assignments),
+            fix="name a profile, or edit params.yaml",
+        )
+    folder = Path(root) if profile is None else profile_workspace(Path(root), profile, assignments)
+    execution = Execution(folder, force=force, listen=listen or (lambda stage, event: None))
     progress: Any = create_progress_artifact(0.0, key="vdmini-progress", description="stages of the story")
     with execution.parent_run(f"compress-{execution.params.register_.name}"):
         story = STORY[: list(STAGES).index(last) + 1]

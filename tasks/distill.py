@@ -202,9 +202,9 @@ def worker_environment(job: StageJob) -> dict[str, str]:
 
 def _gpu_share(workers: int) -> float:
     """GPUs per worker: a whole one where there are enough, else a part of one (over gloo then)."""
-    import torch
+    from tasks.ray_runtime import gpus_for
 
-    return min(1.0, torch.cuda.device_count() / workers)
+    return min(1.0, gpus_for(workers) / workers)
 
 
 def _mend_snapshot(storage: Path) -> None:

@@ -183,16 +183,15 @@ class ShardEncoder:
 
 
 def _on_ray(spec: EncodeSpec, folder: Path, missing: list[int], crew: int) -> Iterator[int]:
-    from tasks.ray_runtime import python_path, ray_session
+    from tasks.ray_runtime import gpus_for, python_path, ray_session
 
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # read on import, unless that was before
     with ray_session(num_cpus=crew):
         import ray.data
-        import torch
 
         logging.getLogger("ray.data").setLevel(os.environ["RAY_DATA_LOG_LEVEL"])
         ray.data.DataContext.get_current().enable_progress_bars = False
-        gpus = min(1.0, torch.cuda.device_count() / crew) if spec.device == "cuda" else 0
+        gpus = min(1.0, gpus_for(crew) / crew) if spec.device == "cuda" else 0
         # one block and one batch a shard, so that a free worker takes the next and a lost one loses one
         starts = ray.data.from_items(
             [{"start": start} for start in missing], override_num_blocks=len(missing)

@@ -23,6 +23,19 @@ def python_path() -> str:
     return os.pathsep.join(dict.fromkeys([package, *known]))
 
 
+def gpus_for(workers: int) -> int:
+    """GPUs that so many workers have between them: on a cluster one each, else those of this machine.
+
+    A driver sees the GPUs of its own node alone, and an autoscaler starts the others only when they are asked
+    for: on a cluster (`RAY_ADDRESS`) a worker waits until there is a whole one for it.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return workers
+    import torch
+
+    return torch.cuda.device_count()
+
+
 @contextmanager
 def ray_session(num_cpus: int) -> Iterator[None]:
     """Ray is running within the context; a session this call started ends with it.

@@ -47,9 +47,9 @@ def workers_per_device(kind: str, workers: int, devices: int | None = None) -> i
     """How many workers share a GPU, or the main memory."""
     if kind == "cpu":
         return workers
-    import torch
+    from tasks.ray_runtime import gpus_for
 
-    return -(-workers // max(1, min(workers, devices or torch.cuda.device_count())))
+    return -(-workers // max(1, min(workers, devices or gpus_for(workers))))
 
 
 def make_case(

@@ -1,0 +1,14 @@
+#!/bin/sh
+# MLflow with basic auth. Its own file for that wants the database's address, password included, so the file is
+# written when the server starts, into memory (TMPDIR is a tmpfs), and never into an image or a volume.
+set -eu
+: "${MLFLOW_BACKEND_STORE_URI:?PostgreSQL of the runs}" "${MLFLOW_AUTH_DATABASE_URI:?PostgreSQL of the users}"
+: "${MLFLOW_AUTH_ADMIN_USERNAME:?}" "${MLFLOW_AUTH_ADMIN_PASSWORD:?}" "${MLFLOW_FLASK_SERVER_SECRET_KEY:?}"
+umask 077
+MLFLOW_AUTH_CONFIG_PATH="${TMPDIR:-/tmp}/basic_auth.ini"
+# configparser reads % as an interpolation
+uri=$(printf '%s' "$MLFLOW_AUTH_DATABASE_URI" | sed 's/%/%%/g')
+printf '[mlflow]\ndefault_permission = READ\ndatabase_uri = %s\nauthorization_function = %s\n' \
+  "$uri" "mlflow.server.auth:authenticate_request_basic_auth" >"$MLFLOW_AUTH_CONFIG_PATH"
+export MLFLOW_AUTH_CONFIG_PATH
+exec mlflow server --app-name basic-auth --host 0.0.0.0 --port 5000 "$@"
