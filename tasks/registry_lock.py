@@ -3,7 +3,7 @@
 MLflow has no compare-and-swap, so a tag "locked by me" can be written by two at once. The bakery needs
 none (L. Lamport, "A new solution of Dijkstra's concurrent programming problem", CACM 17(8), 1974):
 everyone writes tags of their own only, takes a number above all they see, and waits for the lower ones.
-Why so and what remains: docs/decisions/0006-promotions-in-turn.md.
+Why so and what remains: docs/decisions/0007-promotions-in-turn.md.
 """
 
 from __future__ import annotations
