@@ -17,6 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
+from tasks.project import parse_assignment, profile_values
 from tasks.register import RUNTIME
 from tests.check_project import ROOT
 from vdmini_core.errors import ParamsError
@@ -187,12 +188,12 @@ def test_prefects_own_model_takes_prefect_yaml() -> None:
         assert set(deployment.parameters) <= set(compress.parameters.properties)
         assert (ROOT / "profiles" / f"{deployment.parameters['profile']}.yaml").is_file()
         assert deployment.work_pool and deployment.work_pool.name == "vdmini"
-        nested: dict[str, Any] = {}
+        values = deepcopy(profile_values(ROOT, deployment.parameters["profile"]))
         for assignment in deployment.parameters.get("assignments", []):
-            key, value = assignment.split("=", 1)
+            key, value = parse_assignment(assignment)
             section, field = key.split(".")
-            nested.setdefault(section, {})[field] = value
-        parse_params(nested, deployment.name or "")  # every key is known
+            values.setdefault(section, {})[field] = value
+        parse_params(values, deployment.name or "")  # what the run would start with
 
 
 def test_assignments_without_a_profile_are_refused(tmp_path: Path) -> None:
