@@ -79,6 +79,11 @@ def recover(bench: Bench, plan: Plan, params: DistillParams, batches: RecoveryBa
     return recovery
 
 
+def tell(row: dict[str, Any]) -> None:
+    """The figures that matter, as they come."""
+    print({key: row.get(key) for key in ("cut", "depth", "lora_rank", "trained", "fvd", "paired_mse")})
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -100,13 +105,14 @@ def main() -> None:
         before = judge(bench, apply_plan(bench.unet, plan, bench.family))
         cut = {"cut": name, "flops_ratio": plan.flops_ratio, "params_ratio": plan.params_ratio}
         rows.append(cut | {"depth": "none", "trained": 0} | before)
+        tell(rows[-1])
         for depth in depths:
             params = DistillParams(steps=arguments.steps, batch_size=2, workers=1, **depth)
             title = f"{name}: {' '.join(map(str, depth.values()))}"
             recovery = recover(bench, plan, params, batches, title)
             figures = {"trained": trained_parameters(recovery.student), **judge(bench, recovery.recovered())}
             rows.append(cut | depth | figures)
-            print({k: rows[-1].get(k) for k in ("cut", "depth", "lora_rank", "trained", "fvd", "paired_mse")})
+            tell(rows[-1])
     path = RESULTS / f"recovery-depth-{datetime.date.today().isoformat()}.json"
     result = {"rows": rows, "settings": vars(arguments) | {"teacher": "mini", "batch_size": 2}}
     write_json(path, result | {"hardware": device_name(), "libraries": library_versions()})
