@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 # Read by Ray when it starts; what the user has set stays.
@@ -62,7 +63,9 @@ def ray_session(num_cpus: int) -> Iterator[None]:
         log_to_driver=False,
         configure_logging=False,
     )
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    # What Ray tells of a lost worker or node it prints, and standard output is for `--json`.
+    with redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            ray.shutdown()
