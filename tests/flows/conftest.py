@@ -59,6 +59,7 @@ def kill_tree(pid: int) -> None:
             continue
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of the finished project go to one worker, which makes it once; other files stay together."""
     for item in items:
