@@ -33,7 +33,7 @@ check: setup  ## linter, formatter, types, the import law, parameters and pipeli
 
 test: setup  ## every test, two at a time, a core each: unit tests, then whole runs and real servers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/flows tests/services --numprocesses 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/flows tests/services --numprocesses 2 --dist loadfile
 
 demo: setup  ## the whole story on the embedded default: no GPU, no download, no account
 	$(BIN)/vdmini run

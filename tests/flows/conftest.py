@@ -59,14 +59,6 @@ def kill_tree(pid: int) -> None:
             continue
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the finished project go to one worker, which makes it once; other files stay together."""
-    for item in items:
-        shared = "finished_project" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("finished project" if shared else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A nano project that `vdmini run` has brought to its end once; tests must leave it up to date."""
