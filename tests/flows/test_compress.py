@@ -93,23 +93,6 @@ def test_one_parent_run_with_a_nested_run_per_stage(finished_project: Path) -> N
     assert children["plan"].data.params["plan.recipe"] == "paper"
 
 
-def test_the_registered_student_makes_a_video_in_a_fresh_process(finished_project: Path) -> None:
-    code = (
-        "import mlflow, numpy as np, pandas as pd\n"
-        f"mlflow.set_tracking_uri('sqlite:///{finished_project / 'mlflow.db'}')\n"
-        "model = mlflow.pyfunc.load_model('models:/vdmini-nano@candidate')\n"
-        "image = np.zeros((32, 32, 3), np.uint8); image[8:20, 8:20] = 255\n"
-        "(answer,) = model.predict(pd.DataFrame([{'image': image}]))\n"
-        "assert set(answer) == {'video'} and len(answer['video']) > 500, answer\n"
-        "video = model.unwrap_python_model().predict(None, image)\n"
-        "assert video.shape == (4, 32, 32, 3) and video.dtype == np.uint8, video.shape\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_a_changed_parameter_runs_its_stage_and_what_follows(finished_project: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(finished_project, root)
