@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +117,7 @@ def _prepare(root: Path, params: Params) -> Step:
 
 def _teacher(root: Path, params: Params) -> tuple[Step, Architecture | None]:
     """The line, and the architecture at the prepared clips' size where it is known."""
+    from tasks.teacher import fitted_settings
     from vdmini_core.models.inspect import load_architecture
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -131,21 +132,6 @@ def _teacher(root: Path, params: Params) -> tuple[Step, Architecture | None]:
     )
     state = READY if here else MISSING
     return Step("teacher", does, state, todo), Architecture(family, denoiser, vae, settings)
-
-
-def fitted_settings(params: Params, own: SamplingSettings) -> SamplingSettings:
-    """A teacher's own settings at the size of the prepared clips, with `sampling` laid over them."""
-    prepare, sampling = params.prepare, params.sampling
-    return replace(
-        own,
-        frames=prepare.frames,
-        height=prepare.height,
-        width=prepare.width,
-        fps=prepare.fps,
-        decode_chunk_size=min(own.decode_chunk_size, prepare.frames),
-        steps=sampling.steps or own.steps,
-        guidance=sampling.guidance or own.guidance,
-    )
 
 
 def _teacher_source(root: Path, params: Params, scratch: Path) -> tuple[str | Path | None, bool, str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.stage import Monitor, StageJob, StageOutcome
 from vdmini_core.artifacts import write_json
 from vdmini_core.errors import ModelError
-from vdmini_core.params import is_number
+from vdmini_core.params import Params, is_number
 from vdmini_core.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -28,12 +28,18 @@ SMALLEST_LATENT = 8  # cells; below it the innermost level sees a single cell
 def run(job: StageJob) -> StageOutcome:
     """Fetch or make the teacher, fit it to the prepared clips and check it."""
     from tasks.start import keep_start
-    from vdmini_core.models.registry import family_of, fingerprint, load_pipeline, save_settings
+    from vdmini_core.models.registry import (
+        family_of,
+        fingerprint,
+        load_pipeline,
+        load_settings,
+        save_settings,
+    )
 
     out = job.out / "pipeline"
     SOURCES[job.params.teacher.source](job, out)
     pipeline = load_pipeline(out)
-    settings = fitted_settings(job, out, pipeline)
+    settings = fitted_settings(job.params, load_settings(out, pipeline))
     check_fit(pipeline, settings)
     save_settings(out, settings)
     family = family_of(pipeline)
@@ -260,24 +266,21 @@ def copy_pipeline(source: Path, out: Path) -> None:
         shutil.copyfile(source / relative, target)
 
 
-def fitted_settings(job: StageJob, directory: Path, pipeline: Any) -> SamplingSettings:
-    """The pipeline's own settings at the size of the prepared clips, with `sampling` laid over them.
+def fitted_settings(params: Params, own: SamplingSettings) -> SamplingSettings:
+    """A teacher's own settings at the size of the prepared clips, with `sampling` laid over them.
 
     Later stages read them from `vdmini.json`.
     """
-    from vdmini_core.models.registry import load_settings
-
-    settings = load_settings(directory, pipeline)
-    prepare, sampling = job.params.prepare, job.params.sampling
+    prepare, sampling = params.prepare, params.sampling
     return replace(
-        settings,
+        own,
         frames=prepare.frames,
         height=prepare.height,
         width=prepare.width,
         fps=prepare.fps,
-        decode_chunk_size=min(settings.decode_chunk_size, prepare.frames),
-        steps=sampling.steps or settings.steps,
-        guidance=sampling.guidance or settings.guidance,
+        decode_chunk_size=min(own.decode_chunk_size, prepare.frames),
+        steps=sampling.steps or own.steps,
+        guidance=sampling.guidance or own.guidance,
     )
 
 
