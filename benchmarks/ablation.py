@@ -1,14 +1,17 @@
 """Claims: what each term of the recovery does, and what each recipe is worth after the same recovery.
 
-python benchmarks/ablation.py [--steps 150] [--seeds 3] [--clips 64] [--only terms|recipes|lambdas]
+python benchmarks/ablation.py TABLE... [--steps 150] [--seeds 3] [--clips 64]
 
 terms: the shipped teacher, cut by the paper's recipe, learns by the task loss alone, with ICD, with MCA and
-with both (paper, Table 3; ICMD = both). recipes: `auto`, `paper`, `magnitude`, `random` and `depgraph` at the
-FLOPs of the paper's cut, all with ICD and MCA. lambdas: as the paper's Table 5, one seed. A seed is one of
-batches, noise and heads (of profiles and of `random` too); steps, rates and clips are the same for all.
-Students are judged as in `pruning.py`, and against real clips. Every finished run is kept in
-`.bench/ablation/`, and one that was stopped goes on from its last checkpoint. Writes
-`benchmarks/results/ablation-DATE.json`, a chart and strips of frames. No times are claimed.
+with both (paper, Table 4; ICMD = both). own-task: the same where the task loss looks at real clips alone, as
+a base model's own does (the default also regresses to the teacher's answer). heads: discriminator heads that
+learn ten times faster. deep: a cut that removes one more block than the paper's. lambdas: as the paper's
+Table 5, with the own task. recipes: `auto`, `paper`, `magnitude`, `random` and `depgraph` at the FLOPs of the
+paper's cut, all with ICD and MCA. A seed is one of batches, noise and heads (of profiles and of `random`
+too); steps, rates and clips are the same for all. Students are judged as in `pruning.py`, and against real
+clips. Every finished run is kept in `.bench/ablation/`, and one that was stopped goes on from its last
+checkpoint. Writes `benchmarks/results/ablation-TABLE-DATE.json`, a chart and strips of frames. No times are
+claimed.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,8 +53,14 @@ TRAINING_CLIPS = 256
 BATCH = 8
 CHECKPOINT_EVERY = 50
 TERMS = {"none": (0.0, 0.0), "ICD": (0.1, 0.0), "MCA": (0.0, 1.0), "ICD + MCA": (0.1, 1.0)}
-LAMBDAS = {"ICD x 0.1": (0.01, 1.0), "ICD x 10": (1.0, 1.0), "MCA x 0.1": (0.1, 0.1), "MCA x 3": (0.1, 3.0)}
+OWN = {"task_loss": "reconstruction"}
+FAST_HEADS = {"head_learning_rate": 3e-3}
+LAMBDAS = {"ICD x 0.1": (0.01, 0.0), "ICD x 10": (1.0, 0.0), "ICD x 100": (10.0, 0.0)}
+HEADS = {"MCA": (0.0, 1.0), "MCA x 10": (0.0, 10.0), "ICD + MCA x 10": (0.1, 10.0)}
 RECIPES = ("auto", "magnitude", "random", "depgraph")
+COMPARED = ("paper", *RECIPES)
+TABLES = ("terms", "own-task", "heads", "lambdas", "deep", "recipes")
+DEEP_RATIO = 0.4  # of the teacher's FLOPs, by `magnitude`, which needs no profile
 STRIP_CLIPS, STRIP_FRAMES = 2, 4
 
 
@@ -70,28 +79,29 @@ class Recoveries:
         test = torch.from_numpy(render_clips(spec, split_seeds("test", len(bench.judged.noise), 0)))
         self.real = {name: extract(test) for name, extract in bench.extractors.items()}
 
-    def params(self, lambdas: tuple[float, float]) -> DistillParams:
-        """The default recovery with these weights of ICD and MCA."""
+    def params(self, lambdas: tuple[float, float], changes: dict[str, Any]) -> DistillParams:
+        """The default recovery with these weights of ICD and MCA, and whatever else a table changes."""
         icd, mca = lambdas
-        return DistillParams(steps=self.steps, batch_size=2, workers=1, lambda_icd=icd, lambda_mca=mca)
+        fixed = {"steps": self.steps, "batch_size": 2, "workers": 1, "lambda_icd": icd, "lambda_mca": mca}
+        return DistillParams(**fixed | changes)
 
-    def figures(self, plan: Plan, lambdas: tuple[float, float], seed: int, title: str) -> dict[str, Any]:
+    def figures(self, plan: Plan, params: DistillParams, seed: int, title: str) -> dict[str, Any]:
         """Of the recovered student."""
-        what = repr((plan.teacher_fingerprint, plan.removed, plan.channels, self.params(lambdas), seed))
+        what = repr((plan.teacher_fingerprint, plan.removed, plan.channels, params, seed))
         what += repr((TRAINING_CLIPS, len(self.bench.judged.noise)))
         folder = KEPT / hashlib.sha256(what.encode()).hexdigest()[:16]
         if not (folder / "figures.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            rows, student = self.recover(plan, lambdas, seed, folder, title)
+            rows, student = self.recover(plan, params, seed, folder, title)
             write_json(folder / "figures.json", self.judge(student, folder) | last_terms(rows))
         figures: dict[str, Any] = read_json(folder / "figures.json")
         return figures | {"folder": folder.name}
 
     def recover(
-        self, plan: Plan, lambdas: tuple[float, float], seed: int, folder: Path, title: str
+        self, plan: Plan, params: DistillParams, seed: int, folder: Path, title: str
     ) -> tuple[list[dict[str, float]], Any]:
         """Train, from the last checkpoint on."""
-        bench, params = self.bench, self.params(lambdas)
+        bench = self.bench
         batches = RecoveryBatches(self.data, bench.family, bench.settings, params.batch_size, seed)
         recovery = RecoveryStep(
             bench.family,
@@ -139,89 +149,104 @@ def last_terms(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return {f"last_{name}": float(np.mean([row[name] for row in tail])) for name in tail[0]}
 
 
-def measure(recoveries: Recoveries, seeds: int, only: str | None) -> list[dict[str, Any]]:
-    """All runs, the terms first."""
-    bench, rows = recoveries.bench, []
+class Run(NamedTuple):
+    """One student to make."""
+
+    name: str
+    plan: Plan
+    lambdas: tuple[float, float]
+    seed: int
+    changes: dict[str, Any]
+
+
+def runs(table: str, bench: Bench, seeds: int) -> list[Run]:
+    """The students of a table, seed by seed."""
     paper = bench.plan("paper", 1.0, 0, None, None)
-    wanted: list[tuple[str, str, Plan, tuple[float, float], int]] = []
-    if only in (None, "terms"):
-        wanted += [
-            ("terms", name, paper, lambdas, s) for s in range(seeds) for name, lambdas in TERMS.items()
-        ]
-    if only in (None, "recipes"):
-        both = TERMS["ICD + MCA"]
-        wanted += [("recipes", "paper", paper, both, s) for s in range(seeds)]
+    every = range(seeds)
+    if table == "recipes":
         with torch.no_grad():
-            profiles = {s: bench.profile(s) for s in range(seeds)}
+            profiles = {seed: bench.profile(seed) for seed in every}
             plans = {
-                (r, s): bench.plan(r, paper.flops_ratio, s, *profiles[s])
-                for r in RECIPES
-                for s in range(seeds)
-            }
-        wanted += [("recipes", r, plans[r, s], both, s) for s in range(seeds) for r in RECIPES]
-    if only in (None, "lambdas"):
-        wanted += [("lambdas", name, paper, lambdas, 0) for name, lambdas in LAMBDAS.items()]
-    for index, (table, name, plan, lambdas, seed) in enumerate(wanted):
-        title = f"{index + 1}/{len(wanted)} {table}, {name}, seed {seed}"
-        found = recoveries.figures(plan, lambdas, seed, title)
-        rows.append({"table": table, "name": name, "seed": seed, "removed": list(plan.removed), **found})
+                (recipe, seed): bench.plan(recipe, paper.flops_ratio, seed, *profiles[seed])
+                for recipe in RECIPES
+                for seed in every
+            } | {("paper", seed): paper for seed in every}
+        both = TERMS["ICD + MCA"]
+        return [Run(recipe, plans[recipe, seed], both, seed, {}) for seed in every for recipe in COMPARED]
+    deep = bench.plan("magnitude", DEEP_RATIO, 0, None, None) if table == "deep" else paper
+    tables: dict[str, tuple[dict[str, tuple[float, float]], Plan, dict[str, Any]]] = {
+        "terms": (TERMS, paper, {}),
+        "own-task": (TERMS, paper, OWN),
+        "heads": (HEADS, paper, OWN | FAST_HEADS),
+        "lambdas": (LAMBDAS, paper, OWN),
+        "deep": (TERMS, deep, OWN),
+    }
+    arms, plan, changes = tables[table]
+    return [Run(name, plan, lambdas, seed, changes) for seed in every for name, lambdas in arms.items()]
+
+
+def measure(recoveries: Recoveries, table: str, seeds: int) -> list[dict[str, Any]]:
+    """Figures of every student of a table."""
+    rows, wanted = [], runs(table, recoveries.bench, seeds)
+    for index, run in enumerate(wanted):
+        title = f"{table} {index + 1}/{len(wanted)}: {run.name}, seed {run.seed}"
+        params = recoveries.params(run.lambdas, run.changes)
+        found = recoveries.figures(run.plan, params, run.seed, title)
+        changed = params.model_dump(mode="json", exclude_defaults=True)
+        about = {"name": run.name, "seed": run.seed, "removed": list(run.plan.removed), "params": changed}
+        rows.append({**about, **found})
     return rows
 
 
-def means(rows: list[dict[str, Any]], table: str, key: str) -> dict[str, list[float]]:
+def means(rows: list[dict[str, Any]], key: str) -> dict[str, list[float]]:
     """Name -> the figure of every seed."""
     found: dict[str, list[float]] = {}
     for row in rows:
-        if row["table"] == table:
-            found.setdefault(row["name"], []).append(row[key])
+        found.setdefault(row["name"], []).append(row[key])
     return found
 
 
-def verdicts(rows: list[dict[str, Any]], pruned: dict[str, float]) -> dict[str, dict[str, Any]]:
+def verdicts(table: str, rows: list[dict[str, Any]], pruned: float) -> dict[str, dict[str, Any]]:
     """The paper's order, and how far recovery gets."""
     checks: dict[str, tuple[bool, Any]] = {}
-    terms = {name: float(np.mean(v)) for name, v in means(rows, "terms", "fvd").items()}
-    if terms:
-        order = [terms[name] for name in ("ICD + MCA", "ICD", "MCA", "none")]
-        checks["both < ICD < MCA < none"] = (order == sorted(order), terms)
-        checks["every term alone better than none"] = (max(terms["ICD"], terms["MCA"]) < terms["none"], terms)
-        kept = 1 - terms["ICD + MCA"] / pruned["fvd"]
+    found = {name: float(np.mean(values)) for name, values in means(rows, "fvd").items()}
+    if "none" in found:
+        order = [found[name] for name in ("ICD + MCA", "ICD", "MCA", "none")]
+        checks["both < ICD < MCA < none"] = (order == sorted(order), found)
+        checks["every term alone better than none"] = (max(found["ICD"], found["MCA"]) < found["none"], found)
+    if "ICD + MCA" in found and table != "deep":  # `pruned` is the paper's cut
+        kept = 1 - found["ICD + MCA"] / pruned
         checks["ICD + MCA keeps 90 % of the way to the teacher"] = (kept >= 0.9, kept)
-    recipes = {name: float(np.mean(v)) for name, v in means(rows, "recipes", "fvd").items()}
-    if recipes:
-        best = all(recipes["auto"] <= value for value in recipes.values())
-        checks["auto is best after the same recovery"] = (best, recipes)
+    if table == "recipes":
+        checks["auto is best after the same recovery"] = (found["auto"] <= min(found.values()), found)
     return {name: {"holds": bool(holds), "found": found} for name, (holds, found) in checks.items()}
 
 
 def chart(rows: list[dict[str, Any]], path: Path) -> None:
-    """A dot a seed, a line at the mean, whole, content and motion, a row of panels a table."""
-    tables = [table for table in ("terms", "recipes", "lambdas") if any(r["table"] == table for r in rows)]
+    """A dot a seed, a line at the mean: whole, content and motion."""
     titles = {"fvd": "whole clip", "content": "content", "motion": "motion"}
     with house_style():
-        figure = Figure(figsize=(11, 2.8 * len(tables)), layout="constrained")
-        grid = figure.subplots(len(tables), 3, squeeze=False)
-        for line, table in zip(grid, tables, strict=True):
-            for axes, (key, title) in zip(line, titles.items(), strict=True):
-                for place, (name, values) in enumerate(means(rows, table, key).items()):
-                    colour = COLOURS.get(name, PALETTE["total"])
-                    axes.plot([place] * len(values), values, "o", ms=5, color=colour, alpha=0.8)
-                    axes.plot([place - 0.25, place + 0.25], [np.mean(values)] * 2, color=colour, lw=2)
-                names = list(means(rows, table, key))
-                axes.set_xticks(range(len(names)), [name.replace(" + ", "\n+ ") for name in names])
-                axes.set_ylim(0)
-                axes.set_title(f"{title}: distance to the teacher")
+        figure = Figure(figsize=(11, 2.8), layout="constrained")
+        for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+            for place, (name, values) in enumerate(means(rows, key).items()):
+                colour = COLOURS.get(name, PALETTE["total"])
+                axes.plot([place] * len(values), values, "o", ms=5, color=colour, alpha=0.8)
+                axes.plot([place - 0.25, place + 0.25], [np.mean(values)] * 2, color=colour, lw=2)
+            names = list(means(rows, key))
+            axes.set_xticks(range(len(names)), [name.replace(" + ", "\n+ ") for name in names])
+            axes.set_ylim(0)
+            axes.set_title(f"{title}: distance to the teacher")
         save(figure, path)
 
 
 def strips(rows: list[dict[str, Any]], bench: Bench, path: Path) -> None:
-    """Frames of the first clips: teacher, then every run of the terms with seed 0."""
+    """Frames of the first clips: teacher, then every student of seed 0."""
     from PIL import Image
     from safetensors.torch import load_file
 
     shown = [("teacher", bench.judged.clips[:STRIP_CLIPS])]
     for row in rows:
-        if row["table"] == "terms" and row["seed"] == 0:
+        if row["seed"] == 0:
             clips = load_file(KEPT / row["folder"] / "clips.safetensors")["clips"]
             shown.append((row["name"], clips))
     frames = np.linspace(0, bench.settings.frames - 1, STRIP_FRAMES).round().astype(int)
@@ -238,32 +263,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("tables", nargs="+", choices=TABLES)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--clips", type=int, default=64, help="clips students are judged on")
-    parser.add_argument("--only", choices=("terms", "recipes", "lambdas"))
     arguments = parser.parse_args()
     with torch.no_grad():
         bench = Bench(arguments.clips, profile_clips=8)
         pruned = bench.judge(bench.plan("paper", 1.0, 0, None, None))
         recoveries = Recoveries(bench, arguments.steps)
-    rows = measure(recoveries, arguments.seeds, arguments.only)
-    result = {
-        "rows": rows,
-        "pruned": pruned,
-        "verdicts": verdicts(rows, pruned),
-        "settings": vars(arguments) | {"teacher": "mini", "training_clips": TRAINING_CLIPS, "batch_size": 2},
-        "params": recoveries.params(TERMS["ICD + MCA"]).model_dump(mode="json"),
-        "hardware": device_name(),
-        "libraries": library_versions(),
-    }
-    path = RESULTS / f"ablation-{datetime.date.today().isoformat()}.json"
-    write_json(path, result)
-    chart(rows, path.with_suffix(".png"))
-    strips(rows, bench, RESULTS / f"{path.stem}-strips.png")
-    for claim, verdict in result["verdicts"].items():
-        print("holds" if verdict["holds"] else "FAILS", claim, verdict["found"])
-    print(path)
+    for table in arguments.tables:
+        rows = measure(recoveries, table, arguments.seeds)
+        result = {
+            "rows": rows,
+            "pruned": pruned,
+            "verdicts": verdicts(table, rows, pruned["fvd"]),
+            "settings": {
+                **{name: getattr(arguments, name) for name in ("steps", "seeds", "clips")},
+                **{"teacher": "mini", "training_clips": TRAINING_CLIPS, "batch_size": 2},
+            },
+            "hardware": device_name(),
+            "libraries": library_versions(),
+        }
+        path = RESULTS / f"ablation-{table}-{datetime.date.today().isoformat()}.json"
+        write_json(path, result)
+        chart(rows, path.with_suffix(".png"))
+        strips(rows, bench, RESULTS / f"{path.stem}-strips.png")
+        for claim, verdict in result["verdicts"].items():
+            print("holds" if verdict["holds"] else "FAILS", claim, verdict["found"])
+        print(path)
 
 
 if __name__ == "__main__":
