@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from tasks.project import profile_values
 from tasks.stage import REPRODUCIBLE, STAGES
-from tests.model_matrix import PAGE, written
+from tests import error_catalogue, model_matrix
 from vdmini_core.errors import VDMiniError
 from vdmini_core.params import Params, parse_params
 
@@ -39,8 +39,9 @@ def problems() -> list[str]:
             parse_params(profile_values(ROOT, path.stem), path.name)
         except VDMiniError as error:
             found.append(str(error))
-    if PAGE.read_text(encoding="utf-8") != written():
-        found.append("docs/families.md is behind the table of classes: `python -m tests.model_matrix`")
+    for page, maker in ((model_matrix, "tests.model_matrix"), (error_catalogue, "tests.error_catalogue")):
+        if page.PAGE.read_text(encoding="utf-8") != page.written():
+            found.append(f"docs/{page.PAGE.name} is behind the code: `python -m {maker}`")
     stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
     if tuple(stages) != REPRODUCIBLE:
         found.append(f"dvc.yaml has stages {tuple(stages)}, the code has {REPRODUCIBLE}")
