@@ -46,7 +46,8 @@ def entries() -> list[Entry]:
         for path in sorted((ROOT / package).rglob("*.py")):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             found += list(_of_file(tree, path.relative_to(ROOT).with_suffix("").as_posix()))
-    return sorted(set(found), key=lambda entry: (list(CLASSES).index(entry.kind), entry.place))
+    kinds = list(CLASSES)
+    return sorted(set(found), key=lambda entry: (kinds.index(entry.kind), entry.place, entry))
 
 
 def _of_file(tree: ast.AST, place: str) -> Iterator[Entry]:
