@@ -5,8 +5,8 @@ python benchmarks/ablation.py TABLE... [--steps 150] [--seeds 3] [--clips 64]
 terms: the shipped teacher, cut by the paper's recipe, learns by the task loss alone, with ICD, with MCA and
 with both (paper, Table 4; ICMD = both). own-task: the same where the task loss looks at real clips alone, as
 a base model's own does (the default also regresses to the teacher's answer). heads: discriminator heads that
-learn ten times faster. deep: a cut that removes one more block than the paper's. lambdas: as the paper's
-Table 5, with the own task. recipes: `auto`, `paper`, `magnitude`, `random` and `depgraph` at the FLOPs of the
+learn ten times faster. deep: a cut to 0.4 of the FLOPs. few: 16 training clips for 256. lambdas: as the
+paper's Table 5, with the own task. recipes: `auto`, `paper`, `magnitude`, `random` and `depgraph` at the FLOPs of the
 paper's cut, all with ICD and MCA. A seed is one of batches, noise and heads (of profiles and of `random`
 too); steps, rates and clips are the same for all. Students are judged as in `pruning.py`, and against real
 clips. Every finished run is kept in `.bench/ablation/`, and one that was stopped goes on from its last
@@ -18,17 +18,19 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from pruning import COLOURS, Bench
 from safetensors.torch import save_file
+from torch import Tensor
 
 from vdmini_core.artifacts import library_versions, read_json, write_json
 from vdmini_core.data.clip_source import as_source
@@ -49,7 +51,7 @@ from vdmini_core.report.figures import PALETTE, house_style, save
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = Path(__file__).parent.parent / ".bench" / "ablation"
-TRAINING_CLIPS = 256
+TRAINING_CLIPS, FEW_CLIPS = 256, 16
 BATCH = 8
 CHECKPOINT_EVERY = 50
 TERMS = {"none": (0.0, 0.0), "ICD": (0.1, 0.0), "MCA": (0.0, 1.0), "ICD + MCA": (0.1, 1.0)}
@@ -59,9 +61,20 @@ LAMBDAS = {"ICD x 0.1": (0.01, 0.0), "ICD x 10": (1.0, 0.0), "ICD x 100": (10.0,
 HEADS = {"MCA": (0.0, 1.0), "MCA x 10": (0.0, 10.0), "ICD + MCA x 10": (0.1, 10.0)}
 RECIPES = ("auto", "magnitude", "random", "depgraph")
 COMPARED = ("paper", *RECIPES)
-TABLES = ("terms", "own-task", "heads", "lambdas", "deep", "recipes")
+TABLES = ("terms", "own-task", "heads", "lambdas", "deep", "few", "recipes")
 DEEP_RATIO = 0.4  # of the teacher's FLOPs, by `magnitude`, which needs no profile
 STRIP_CLIPS, STRIP_FRAMES = 2, 4
+
+
+class Run(NamedTuple):
+    """One student to make."""
+
+    name: str
+    plan: Plan
+    lambdas: tuple[float, float]
+    seed: int
+    changes: dict[str, Any]
+    clips: int = TRAINING_CLIPS
 
 
 class Recoveries:
@@ -69,15 +82,22 @@ class Recoveries:
 
     def __init__(self, bench: Bench, steps: int) -> None:
         self.bench, self.steps = bench, steps
-        spec = ProceduralSpec(bench.settings.frames, bench.settings.height, bench.settings.width)
-        clips = torch.from_numpy(render_clips(spec, split_seeds("train", TRAINING_CLIPS, 0)))
-        folder = KEPT / f"latents-{TRAINING_CLIPS}"
-        identity = {"teacher": fingerprint(bench.unet), "clips": TRAINING_CLIPS}
-        encoder = ClipEncoder(bench.family, bench.pipeline, bench.settings, 0)
-        precompute(encoder, as_source(clips), folder, identity)
-        self.data = StoredLatents(folder)
-        test = torch.from_numpy(render_clips(spec, split_seeds("test", len(bench.judged.noise), 0)))
+        test = self._rendered("test", len(bench.judged.noise))
         self.real = {name: extract(test) for name, extract in bench.extractors.items()}
+
+    def _rendered(self, split: Literal["train", "test"], count: int) -> Tensor:
+        settings = self.bench.settings
+        spec = ProceduralSpec(settings.frames, settings.height, settings.width)
+        return torch.from_numpy(render_clips(spec, split_seeds(split, count, 0)))
+
+    @functools.cache  # noqa: B019 - there is one of these a process
+    def latents(self, count: int) -> StoredLatents:
+        """The first training clips, encoded once."""
+        folder = KEPT / f"latents-{count}"
+        encoder = ClipEncoder(self.bench.family, self.bench.pipeline, self.bench.settings, 0)
+        identity = {"teacher": fingerprint(self.bench.unet), "clips": count}
+        precompute(encoder, as_source(self._rendered("train", count)), folder, identity)
+        return StoredLatents(folder)
 
     def params(self, lambdas: tuple[float, float], changes: dict[str, Any]) -> DistillParams:
         """The default recovery with these weights of ICD and MCA, and whatever else a table changes."""
@@ -85,24 +105,26 @@ class Recoveries:
         fixed = {"steps": self.steps, "batch_size": 2, "workers": 1, "lambda_icd": icd, "lambda_mca": mca}
         return DistillParams(**fixed | changes)
 
-    def figures(self, plan: Plan, params: DistillParams, seed: int, title: str) -> dict[str, Any]:
+    def figures(self, run: Run, title: str) -> dict[str, Any]:
         """Of the recovered student."""
-        what = repr((plan.teacher_fingerprint, plan.removed, plan.channels, params, seed))
-        what += repr((TRAINING_CLIPS, len(self.bench.judged.noise)))
+        plan, params = run.plan, self.params(run.lambdas, run.changes)
+        what = repr((plan.teacher_fingerprint, plan.removed, plan.channels, params, run.seed))
+        what += repr((run.clips, len(self.bench.judged.noise)))
         folder = KEPT / hashlib.sha256(what.encode()).hexdigest()[:16]
         if not (folder / "figures.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            rows, student = self.recover(plan, params, seed, folder, title)
+            rows, student = self.recover(run, params, folder, title)
             write_json(folder / "figures.json", self.judge(student, folder) | last_terms(rows))
         figures: dict[str, Any] = read_json(folder / "figures.json")
         return figures | {"folder": folder.name}
 
     def recover(
-        self, plan: Plan, params: DistillParams, seed: int, folder: Path, title: str
+        self, run: Run, params: DistillParams, folder: Path, title: str
     ) -> tuple[list[dict[str, float]], Any]:
         """Train, from the last checkpoint on."""
-        bench = self.bench
-        batches = RecoveryBatches(self.data, bench.family, bench.settings, params.batch_size, seed)
+        bench, plan, seed = self.bench, run.plan, run.seed
+        data = self.latents(run.clips)
+        batches = RecoveryBatches(data, bench.family, bench.settings, params.batch_size, seed)
         recovery = RecoveryStep(
             bench.family,
             apply_plan(bench.unet, plan, bench.family),
@@ -149,16 +171,6 @@ def last_terms(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return {f"last_{name}": float(np.mean([row[name] for row in tail])) for name in tail[0]}
 
 
-class Run(NamedTuple):
-    """One student to make."""
-
-    name: str
-    plan: Plan
-    lambdas: tuple[float, float]
-    seed: int
-    changes: dict[str, Any]
-
-
 def runs(table: str, bench: Bench, seeds: int) -> list[Run]:
     """The students of a table, seed by seed."""
     paper = bench.plan("paper", 1.0, 0, None, None)
@@ -180,9 +192,11 @@ def runs(table: str, bench: Bench, seeds: int) -> list[Run]:
         "heads": (HEADS, paper, OWN | FAST_HEADS),
         "lambdas": (LAMBDAS, paper, OWN),
         "deep": (TERMS, deep, OWN),
+        "few": (TERMS, paper, OWN),
     }
     arms, plan, changes = tables[table]
-    return [Run(name, plan, lambdas, seed, changes) for seed in every for name, lambdas in arms.items()]
+    clips = FEW_CLIPS if table == "few" else TRAINING_CLIPS
+    return [Run(name, plan, weights, s, changes, clips) for s in every for name, weights in arms.items()]
 
 
 def measure(recoveries: Recoveries, table: str, seeds: int) -> list[dict[str, Any]]:
@@ -190,10 +204,10 @@ def measure(recoveries: Recoveries, table: str, seeds: int) -> list[dict[str, An
     rows, wanted = [], runs(table, recoveries.bench, seeds)
     for index, run in enumerate(wanted):
         title = f"{table} {index + 1}/{len(wanted)}: {run.name}, seed {run.seed}"
-        params = recoveries.params(run.lambdas, run.changes)
-        found = recoveries.figures(run.plan, params, run.seed, title)
-        changed = params.model_dump(mode="json", exclude_defaults=True)
-        about = {"name": run.name, "seed": run.seed, "removed": list(run.plan.removed), "params": changed}
+        found = recoveries.figures(run, title)
+        changed = recoveries.params(run.lambdas, run.changes).model_dump(mode="json", exclude_defaults=True)
+        about = {"name": run.name, "seed": run.seed, "removed": list(run.plan.removed)}
+        about |= {"params": changed, "training_clips": run.clips}
         rows.append({**about, **found})
     return rows
 
@@ -280,7 +294,7 @@ def main() -> None:
             "verdicts": verdicts(table, rows, pruned["fvd"]),
             "settings": {
                 **{name: getattr(arguments, name) for name in ("steps", "seeds", "clips")},
-                **{"teacher": "mini", "training_clips": TRAINING_CLIPS, "batch_size": 2},
+                **{"teacher": "mini", "batch_size": 2},
             },
             "hardware": device_name(),
             "libraries": library_versions(),
