@@ -6,11 +6,11 @@ terms: the shipped teacher, cut by the paper's recipe, learns by the task loss a
 with both (paper, Table 4; ICMD = both). own-task: the same where the task loss looks at real clips alone, as
 a base model's own does (the default also regresses to the teacher's answer). heads: discriminator heads that
 learn ten times faster. deep: a cut to 0.4 of the FLOPs. few: 16 training clips for 256. lambdas: as the
-paper's Table 5, with the own task. recipes: `auto`, `paper`, `magnitude`, `random` and `depgraph` at the FLOPs of the
-paper's cut, all with ICD and MCA. A seed is one of batches, noise and heads (of profiles and of `random`
-too); steps, rates and clips are the same for all. Students are judged as in `pruning.py`, and against real
-clips. Every finished run is kept in `.bench/ablation/`, and one that was stopped goes on from its last
-checkpoint. Writes `benchmarks/results/ablation-TABLE-DATE.json`, a chart and strips of frames. No times are
+paper's Table 5, with the own task. recipes: `auto`, `paper`, `magnitude`, `random` and `depgraph` at the
+FLOPs of the paper's cut, all with ICD and MCA. A seed is one of batches, noise and heads (of profiles and of
+`random` too); steps, rates and clips are the same for all. Students are judged as in `pruning.py`, and
+against real clips. Every finished run is kept in `.bench/ablation/`, and one that was stopped goes on from
+its last checkpoint. Writes `benchmarks/results/ablation-TABLE-DATE.json`, a chart and strips of frames. No times are
 claimed.
 """
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from tasks.project import change_params, lay_out
 from tasks.versioning import init_repository
@@ -57,6 +59,18 @@ def kill_tree(pid: int) -> None:
             process.send_signal(signal.SIGKILL)
         except psutil.NoSuchProcess:
             continue
+
+
+class ProjectScheduling(LoadFileScheduling):
+    """By file; all files that read the one finished project go to the worker that has made it."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        scope: str = super()._split_scope(nodeid)
+        return "finished_project" if scope.endswith(("test_compress.py", "test_registered.py")) else scope
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ProjectScheduling:
+    return ProjectScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 
 from tasks.stage import REPRODUCIBLE, STAGES
 from tasks.tracking import connect
-from tests.flows.conftest import VDMINI, environment, kill_tree, make_project, vdmini
+from tests.flows.conftest import environment, kill_tree, make_project, vdmini
 from vdmini_core.artifacts import read_json, tree_digests
 
 DVC = Path(sys.executable).with_name("dvc")
@@ -51,13 +51,28 @@ def test_a_second_run_does_nothing(finished_project: Path) -> None:
     assert {row["fate"] for row in summary["stages"]} == {"up to date"}
 
 
-def test_both_drivers_give_the_same_bytes(finished_project: Path, tmp_path: Path) -> None:
+def test_the_other_driver_killed_and_started_again_gives_the_same_bytes(
+    finished_project: Path, tmp_path: Path
+) -> None:
+    """SIGKILL of everything during `distill` of `dvc repro`; started again it ends with the very same files."""
     other = make_project(tmp_path / "repro")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    repro = subprocess.Popen([DVC, "repro"], cwd=other, env=environment(), **quiet)
+    deadline = time.monotonic() + 800
+    while not list((other / ".vdmini" / "work" / "distill").rglob("checkpoint-*")):
+        assert repro.poll() is None, "it ended before its first checkpoint"
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.05)
+    kill_tree(repro.pid)
+    repro.wait(timeout=20)
+    assert not (other / "artifacts" / "distill").exists()
     done = subprocess.run(
         [DVC, "repro"], cwd=other, env=environment(), capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert hashes(other) == hashes(finished_project)
+    assert not (other / ".vdmini" / "work" / "distill").exists()
+    assert not [path for path in (other / "artifacts").iterdir() if path.name.startswith(".")]
     # The flow goes on where the other driver stopped, and plain `dvc repro` had its MLflow parent run.
     assert {r["fate"] for r in json.loads(vdmini(other, "run", "--json").stdout)["stages"][:8]} == {
         "up to date"
@@ -65,8 +80,9 @@ def test_both_drivers_give_the_same_bytes(finished_project: Path, tmp_path: Path
     runs = connect(other).search_runs(["1"], max_results=100)
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[-1].info.run_id]
-    assert {run.info.run_name for run in children} == set(REPRODUCIBLE)
-    assert {run.info.status for run in runs} == {"FINISHED"}
+    ended = {run.info.run_name: run.info.status for run in reversed(runs) if run in children}
+    assert set(ended) == set(REPRODUCIBLE)
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}, "the killed ones are closed"
 
 
 def test_metrics_have_every_row(finished_project: Path) -> None:
@@ -132,26 +148,3 @@ def test_a_mistake_of_the_user_has_no_traceback(finished_project: Path, tmp_path
     assert "Traceback" not in done.stderr
     assert "teacher" in done.stderr
     assert vdmini(root, "run", "--bogus", check=False).returncode == 2
-
-
-def test_a_killed_run_goes_on_and_ends_the_same(finished_project: Path, tmp_path: Path) -> None:
-    """SIGKILL of everything during `distill`; started again it ends with the very same student."""
-    root = make_project(tmp_path / "proj")
-    run = subprocess.Popen(
-        [VDMINI, "run"], cwd=root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 800
-    while not list((root / ".vdmini" / "work" / "distill").rglob("checkpoint-*")):
-        assert run.poll() is None, "the run ended before its first checkpoint"
-        assert time.monotonic() < deadline, "no checkpoint in time"
-        time.sleep(0.05)
-    kill_tree(run.pid)
-    run.wait(timeout=20)
-    assert not (root / "artifacts" / "distill").exists()
-    vdmini(root, "distill")
-    theirs = tree_digests(finished_project / "artifacts" / "distill")
-    assert tree_digests(root / "artifacts" / "distill") == theirs
-    assert not (root / ".vdmini" / "work" / "distill").exists()
-    assert not [path for path in (root / "artifacts").iterdir() if path.name.startswith(".")]
-    left_open = connect(root).search_runs(["1"], "attributes.status = 'RUNNING'")
-    assert not left_open, "runs of the killed process are marked as killed by the next one"

@@ -197,38 +197,40 @@ def victim_of(work: Path, driver: psutil.Process, kind: str) -> psutil.Process:
     return found
 
 
+# One after the other in one run; the lost node leaves one. Two more steps at least stay to be done after the
+# last, whatever the poll costs.
+KILLED = {"worker": (2, 3), "driver": (5, 6), "raylet": (8, 9)}
+
+
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kind", ["worker", "driver", "raylet"])  # the last leaves one node
-def test_sigkill_at_any_step_gives_the_same_bytes(
-    project: Path, whole: dict[str, Any], cluster: Cluster, kind: str
+def test_sigkill_of_a_worker_the_driver_and_a_node_gives_the_same_bytes(
+    project: Path, whole: dict[str, Any], cluster: Cluster
 ) -> None:
-    root, told = project / kind, project / f"{kind}.json"
+    root, told = project / "killed", project / "killed.json"
     shutil.copytree(project / "artifacts", root / "artifacts")
     changes = {"base": {"threads": 1}, "distill": DISTILL}
     write_json(root / "params.yaml", changes)
-    # two more steps at least stay to be done, whatever the poll costs
-    step = random.Random(kind).randint(2, STEPS - 4)
     driver = start_stage(root, cluster.address, told)
+    children: list[int] = []
     try:
-        lines = wait_for(lambda: reached(root, step) or driver.poll() is not None, PATIENCE_S)
-        assert isinstance(lines, Path), "ended before it was killed"
-        victim_of(lines.parent, psutil.Process(driver.pid), kind).kill()
-        if kind == "driver":
-            assert (
-                driver.wait(PATIENCE_S) == -signal.SIGKILL and not (root / "artifacts" / "distill").exists()
-            )
-            children = [read_json(path)["pid"] for path in (lines.parent / "workers").glob("*.json")]
-            driver = start_stage(root, cluster.address, told)
+        for kind, between in KILLED.items():
+            step = random.Random(kind).randint(*between)
+            lines = wait_for(lambda step=step: reached(root, step) or driver.poll() is not None, PATIENCE_S)
+            assert isinstance(lines, Path), f"ended before its {kind} was killed"
+            victim_of(lines.parent, psutil.Process(driver.pid), kind).kill()
+            if kind == "driver":
+                assert driver.wait(PATIENCE_S) == -signal.SIGKILL
+                assert not (root / "artifacts" / "distill").exists()
+                children = [read_json(path)["pid"] for path in (lines.parent / "workers").glob("*.json")]
+                driver = start_stage(root, cluster.address, told)
         assert driver.wait(timeout=PATIENCE_S) == 0
     finally:
         stop(driver)
     assert tree_digests(root / "artifacts" / "distill") == tree_digests(project / "whole" / "out")
     notes = read_json(told)["notes"]
-    if kind == "driver":
-        assert (step < EVERY) or any(note.startswith("distill went on from step") for note in notes)
-        assert not [pid for pid in children if running(pid)]
-    else:
-        assert any(note.startswith("distill lost workers and started them again") for note in notes)
+    assert any(note.startswith("distill went on from step") for note in notes)
+    assert any(note.startswith("distill lost workers and started them again") for note in notes)
+    assert children and not [pid for pid in children if running(pid)]
 
 
 def running(pid: int) -> bool:
@@ -242,7 +244,7 @@ def running(pid: int) -> bool:
 def test_divergence_ends_the_run_once_with_advice(project: Path, tmp_path: Path) -> None:
     """Rolled back once, to no avail: so that Ray's retries are not spent on it."""
     errors = tmp_path / "errors.txt"
-    changes = {"learning_rate": 0.99, "max_grad_norm": 1e9, "steps": 40, "rollbacks": 1}
+    changes = {"learning_rate": 0.99, "max_grad_norm": 1e9, "steps": 40, "rollbacks": 1, "workers": 1}
     with errors.open("wb") as sink:
         driver = start(project, "wild", stderr=sink, **changes, rollback_rate_scale=0.99)
         try:
