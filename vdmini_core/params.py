@@ -420,7 +420,7 @@ class PromoteParams(Section):
         1.0, gt=0, description="recovered / pruned distance to the teacher must stay below"
     )
     max_fvd_regression: float = Field(0.05, ge=0, description="share by which FVD may exceed the champion's")
-    min_speedup: float = Field(1.0, gt=0, description="U-Net speed-up over the teacher")
+    min_speedup: float = Field(1.0, gt=0, description="the denoiser's speed-up over the teacher")
     min_gain: float = Field(
         0.05, ge=0, lt=1, description="gain in speed or size that equal quality needs to replace the champion"
     )
