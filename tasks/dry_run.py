@@ -26,6 +26,9 @@ HUB_ARCHITECTURES = {
     "stabilityai/stable-video-diffusion-img2vid": "stable-video-diffusion",
     "stabilityai/stable-video-diffusion-img2vid-xt": "stable-video-diffusion",
     "hunyuanvideo-community/HunyuanVideo": "hunyuan-video",
+    "THUDM/CogVideoX-2b": "cogvideox-2b",
+    "THUDM/CogVideoX-5b": "cogvideox-5b",
+    "Lightricks/LTX-Video": "ltx-video",
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "wan2.1-t2v-1.3b",
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": "wan2.1-t2v-14b",
 }

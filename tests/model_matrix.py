@@ -15,7 +15,12 @@ from vdmini_core.models.registry import FAMILY_MODULES
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "families.md"
 START, END = "<!-- classes: written by `python -m tests.model_matrix` -->", "<!-- end of classes -->"
 # Transformer class -> the pipeline whose whole story runs.
-STORIES = {"WanTransformer3DModel": "WanPipeline", "HunyuanVideoTransformer3DModel": "HunyuanVideoPipeline"}
+STORIES = {
+    "WanTransformer3DModel": "WanPipeline",
+    "HunyuanVideoTransformer3DModel": "HunyuanVideoPipeline",
+    "CogVideoXTransformer3DModel": "CogVideoXPipeline",
+    "LTXVideoTransformer3DModel": "LTXPipeline",
+}
 # What tests/unit/test_dits.py finds refused.
 UNCOUNTED = ("AnyFlowFARTransformer3DModel", "HeliosTransformer3DModel", "Kandinsky6SRTransformer3DModel")
 NO_CPU_BACKWARD = ("AnyFlowFARTransformer3DModel", "Kandinsky6SRTransformer3DModel")  # flex attention

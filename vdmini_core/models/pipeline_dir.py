@@ -246,9 +246,7 @@ def needed_files(directory: Path) -> list[Path]:
     for part, (_, (_, stem)) in PIPELINES[index["_class_name"]].items():
         if _absent(index, part):
             continue
-        vocabularies = (
-            (".txt", ".model") if part.startswith("tokenizer") else ()
-        )  # SentencePiece's is data, too
+        vocabularies = (".txt", ".model") if part.startswith("tokenizer") else ()  # data, too
         kinds = (".json", ".safetensors", *vocabularies)
         files = [p for p in sorted((directory / part).iterdir()) if p.suffix in kinds]
         plain = [p for p in files if f".{VARIANT}." not in p.name and f".{VARIANT}-" not in p.name]

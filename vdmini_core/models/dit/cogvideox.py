@@ -1,9 +1,10 @@
 """The CogVideoX family: `CogVideoXPipeline` and its transformer, trained to predict v.
 
-Noise levels are those of the clean latents, noisy = clean + sigma noise; the model sees x_t = sqrt(a) clean +
-sqrt(1 - a) noise with a = 1 / (1 + sigma^2), and answers v = sqrt(a) noise - sqrt(1 - a) clean (Salimans and Ho,
-arXiv 2202.00512). The squared error of v is that of the clean latents over 1 - a, by (1 + sigma^2) / sigma^2: EDM's
-weight at a data deviation of 1, which the recovery takes for a family without a task loss of its own.
+Noise levels are those of the clean latents, noisy = clean + sigma noise; the model sees
+x_t = sqrt(a) clean + sqrt(1 - a) noise with a = 1 / (1 + sigma^2), and answers
+v = sqrt(a) noise - sqrt(1 - a) clean (Salimans and Ho, arXiv 2202.00512). The squared error of v is that of
+the clean latents times (1 + sigma^2) / sigma^2: EDM's weight at a data deviation of 1, as the recovery weighs
+where a family names no task loss of its own.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class CogVideoXFamily(ClipFamily):
         """Prompts -> `text`, `negative_text` (B, N, D), `snr_shift`, `seed` (B,).
 
         Raises:
-            ModelError: for a scheduler that no published CogVideoX has, and for an even number of latent frames,
-                which the autoencoder decodes two by two to more frames than it was given.
+            ModelError: for a scheduler that no published CogVideoX has, and for an even number of latent
+                frames, which the autoencoder decodes two by two to more frames than it was given.
         """
         config = pipeline.transformer.config
         _check_schedule(pipeline.scheduler)
@@ -144,7 +145,7 @@ class CogVideoXFamily(ClipFamily):
         return latents
 
     def training_sigmas(self, settings: SamplingSettings, count: int, generator: torch.Generator) -> Tensor:
-        """Noise levels (count,) for recovery: the top one for one step, else of uniform training timesteps."""
+        """Noise levels (count,) for recovery: the top one for one step, else of any training timestep."""
         levels = noise_levels(settings.flow_shift)
         if settings.steps == 1:
             return levels[-1:].repeat(count)

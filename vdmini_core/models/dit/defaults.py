@@ -63,7 +63,7 @@ def _ltx(vae: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dict[str, Any]
 
 
 def token_shift(scheduler: Mapping[str, Any]) -> tuple[float, float]:
-    """Logarithm of the shift at no token, and what each token adds: a line through the config's two points."""
+    """Logarithm of the shift at no token, and what a token adds: a line through the config's two points."""
     few, many = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
     low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
     slope = (high - low) / (many - few)

@@ -19,14 +19,14 @@ from vdmini_core.models.registry import register_family
 
 @register_family("LTXPipeline")
 class LTXFamily(FlowFamily):
-    """LTX-Video's text and mask, positions in seconds and pixels, and guidance in one call of twice the batch."""
+    """LTX-Video's masked text, positions in seconds and pixels, guidance by one call of twice the batch."""
 
     name = "ltx-video"
 
     def conditions(
         self, pipeline: Any, inputs: ClipInputs, settings: SamplingSettings, seed: int | Sequence[int]
     ) -> Conditions:
-        """Prompts -> `text` (B, N, D), `text_mask` (B, N), both for no prompt as `negative_...`, and where tokens lie.
+        """Prompts -> `text` (B, N, D), `text_mask` (B, N), and `negative_...` of both for the empty prompt.
 
         `frame_rate` (B,) and `cell` (B, 2), frames and pixels a side of a latent cell, say when and where a
         token is: the transformer's rotary positions are in seconds and pixels.
@@ -105,7 +105,7 @@ class LTXFamily(FlowFamily):
         return video
 
     def set_timesteps(self, scheduler: Any, settings: SamplingSettings, device: torch.device) -> None:
-        """Evenly spaced times down to 1 / steps, shifted by the number of tokens where the scheduler says so."""
+        """Evenly spaced times down to 1 / steps, shifted by the number of tokens if the scheduler says so."""
         height, width = settings.latent_size
         at_none, per_token = token_shift(scheduler.config)
         tokens = settings.latent_frames * height * width
