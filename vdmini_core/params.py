@@ -125,6 +125,7 @@ class SamplingParams(Section):
     batch_size: int = Field(8, ge=1)
 
 
+FIXED_RECIPES = ("paper", "larger", "manual")  # they follow no budget and read no profile
 Granularity = Literal["pair", "block", "both", "temporal"]
 
 
@@ -151,7 +152,7 @@ class ProfileParams(Section):
 class PlanParams(Section):
     """What to remove."""
 
-    recipe: Literal["paper", "auto", "manual", "magnitude", "random", "depgraph"] = "auto"
+    recipe: Literal["paper", "larger", "auto", "manual", "magnitude", "random", "depgraph"] = "auto"
     units: tuple[str, ...] = Field((), description="units to remove, for recipe: manual")
     max_params_ratio: float | None = Field(None, gt=0, le=1, description="student / teacher parameters")
     max_flops_ratio: float | None = Field(None, gt=0, le=1, description="student / teacher FLOPs")
