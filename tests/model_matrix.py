@@ -26,9 +26,11 @@ UNCOUNTED = ("AnyFlowFARTransformer3DModel", "HeliosTransformer3DModel", "Kandin
 NO_CPU_BACKWARD = ("AnyFlowFARTransformer3DModel", "Kandinsky6SRTransformer3DModel")  # flex attention
 UNETS = {
     "UNetSpatioTemporalConditionModel": "whole story: `StableVideoDiffusionPipeline`",
-    "UNet3DConditionModel": "refused; with a frame rate, as `UNet3DFpsConditionModel`, whole story",
-    "UNetMotionModel": "no: its motion modules lie inside blocks that no family knows",
-    "I2VGenXLUNet": "no: no family knows its conditions",
+    "UNet3DConditionModel": "units, bypass, student (`UNet3DPrunedModel`), features, operations; with a frame "
+    "rate, as `UNet3DFpsConditionModel`, whole story",
+    "UNetMotionModel": "no: its blocks call resnets by the keyword `input_tensor`, which no placeholder of ours "
+    "takes, and hold motion modules in a list that no unit knows",
+    "I2VGenXLUNet": "units, bypass, student (`I2VGenXLPrunedUNet`), features, operations",
 }
 
 

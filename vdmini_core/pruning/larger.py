@@ -15,8 +15,8 @@ def larger_cut(family: Family, denoiser: nn.Module) -> tuple[str, ...]:
     """The paper's units and the third pair of the outermost up block, canonical.
 
     Of T2V-Turbo-v2 the paper's cut leaves 1 / 1.41 of the operations, this one 1 / 1.55. The paper measured
-    2554 and 1662 ms there, 1.54x: this is the only unit that takes its cut as far alone. The outermost level has
-    most cells and fewest weights, so that a pair of it costs the most time for what it holds.
+    2554 and 1662 ms there, 1.54x: this is the only unit that takes its cut as far alone. The outermost level
+    has most cells and fewest weights, so that a pair of it costs the most time for what it holds.
 
     Raises:
         PlanError: for a transformer, and where the paper's cut or that pair does not exist.
