@@ -36,7 +36,7 @@ def run_progressive(folder: Path, steps: int, force: bool, as_json: bool) -> Non
         print_json({"students": students, "report": str(page)})
         return
     print_rows(
-        [{k: row[k] for k in COLUMNS} | {"U-Net speed": row["speedup"].get("unet")} for row in students],
+        [{k: row[k] for k in COLUMNS} | {"denoiser speed": row["speedup"].get("unet")} for row in students],
         "Students",
     )
     typer.echo(f"report: {page}")

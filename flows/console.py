@@ -16,6 +16,7 @@ from vdmini_core.printing import print_json, print_rows
 
 _ROWS = ("teacher", "pruned", "recovered", "repeat_first_frame", "real")
 MAX_NOTES = 40
+PARTS = {"unet": "denoiser", "vae_decoder": "VAE decoder", "end_to_end": "end to end"}
 
 
 class RunConsole:
@@ -56,8 +57,8 @@ class RunConsole:
         print_rows(summary["stages"], "Stages", out)
         print_rows(summary["results"], "Teacher, pruned, recovered", out)
         shares = (
-            ("U-Net parameters", summary["params_ratio"]),
-            ("U-Net FLOPs", summary["flops_ratio"]),
+            ("denoiser parameters", summary["params_ratio"]),
+            ("denoiser FLOPs", summary["flops_ratio"]),
             ("VAE decoder FLOPs", summary["vae_decoder_flops_ratio"]),
         )
         for name, value in shares:
@@ -65,7 +66,7 @@ class RunConsole:
                 out.print(f"{name}: {value:.1%} of the teacher's")
         for part, value in summary["speedup"].items():
             if isinstance(value, int | float):
-                out.print(f"speed-up, {part.replace('_', ' ')}: {value:.2f}x")
+                out.print(f"speed-up, {PARTS.get(part, part)}: {value:.2f}x")
         for item in summary["unused_videos"]:
             out.print(Text(f"not used: {item['path']}: {item['reason']}", style="yellow"))
         for note in summary["notes"][:MAX_NOTES]:
@@ -91,7 +92,7 @@ def _result_row(name: str, metrics: dict[str, Any], timing: dict[str, Any]) -> d
         "MSE teacher": row.get("mse_teacher"),
         "M params": row["params"] / 1e6 if "params" in row else None,
         "GFLOP": row["flops"] / 1e9 if "flops" in row else None,
-        "U-Net ms": latency.get("unet"),
+        "denoiser ms": latency.get("unet"),
         "all ms": latency.get("end_to_end"),
     }
 

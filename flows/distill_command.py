@@ -91,7 +91,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     except ValueError:
         raise DataError("--size cannot be read", expected="HEIGHTxWIDTH, as 576x1024", found=text) from None
     if height <= 0 or width <= 0 or height % 64 or width % 64:
-        raise DataError("this size does not go through a U-Net", expected="multiples of 64", found=text)
+        raise DataError("no denoiser is known to take this size", expected="multiples of 64", found=text)
     return height, width
 
 

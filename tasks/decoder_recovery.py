@@ -1,4 +1,4 @@
-"""Part of `distill`: a cut VAE decoder learns to paint again. One process; the U-Net's recovery is on Ray."""
+"""Part of `distill`: a cut VAE decoder learns to paint again. One process; the denoiser learns on Ray."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vdmini_core.errors import ModelError, VDMiniError
-from vdmini_core.params import Params
+from vdmini_core.params import FIXED_RECIPES, Params
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +26,9 @@ HUB_ARCHITECTURES = {
     "stabilityai/stable-video-diffusion-img2vid": "stable-video-diffusion",
     "stabilityai/stable-video-diffusion-img2vid-xt": "stable-video-diffusion",
     "hunyuanvideo-community/HunyuanVideo": "hunyuan-video",
+    "THUDM/CogVideoX-2b": "cogvideox-2b",
+    "THUDM/CogVideoX-5b": "cogvideox-5b",
+    "Lightricks/LTX-Video": "ltx-video",
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "wan2.1-t2v-1.3b",
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": "wan2.1-t2v-14b",
 }
@@ -194,7 +197,7 @@ def _cut(params: Params, known: Architecture) -> Iterator[Step]:
         f"{len(units)} units on {profile.clips} clips: at most {passes * calls:,} passes of "
         f"{work(flops)}, {work(passes * calls * flops)}",
     )
-    if plan.recipe not in ("paper", "manual"):
+    if plan.recipe not in FIXED_RECIPES:
         budgets = {
             "parameters": plan.max_params_ratio,
             "FLOPs": plan.max_flops_ratio,
@@ -236,7 +239,7 @@ def _distill(params: Params, known: Architecture) -> Step:
 
     choices = Choices.from_params(distill)
     # of a cut that only the profile knows, the paper's stands in
-    plan = params.plan if params.plan.recipe in ("paper", "manual") else PlanParams(recipe="paper")
+    plan = params.plan if params.plan.recipe in FIXED_RECIPES else PlanParams(recipe="paper")
     units = known.family.units(known.denoiser, known.settings)
     made = make_plan(plan, known.family, known.denoiser, units, None, known.settings, params.base.seed)
     case = Case(known.family, known.denoiser, made, distill, known.settings, choices)

@@ -67,7 +67,7 @@ class Candidate:
 
     Attributes:
         metrics: rows of `artifacts/evaluate/metrics.json`, intervals and costs included.
-        speedup: U-Net speed-up over the teacher, None where not measured.
+        speedup: the denoiser's speed-up over the teacher, None where not measured.
         passport: measure (`fvd`, `content`, ...) -> how it was measured (`metrics.passport.Passport`).
         provenance: what it was made from and by; keys as in `PROVENANCE`.
         checks: of the registered files.
@@ -171,7 +171,7 @@ def _check_recovery(
 
 
 def _check_speed(speedup: float, rules: PromoteParams, passes: list[str], failures: list[str]) -> None:
-    text = f"U-Net speed-up {speedup:.3g}x"
+    text = f"denoiser speed-up {speedup:.3g}x"
     if speedup >= rules.min_speedup:
         passes.append(text)
     else:

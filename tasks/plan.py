@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(job: StageJob) -> StageOutcome:
-    """Make the plan of `plan.recipe` and draw it on the U-Net."""
+    """Make the plan of `plan.recipe` and draw it on the denoiser."""
     from tasks.models import START, load_base
     from tasks.plan_trials import Trials, draw_frontier
     from vdmini_core.pruning.compose import budgets_left

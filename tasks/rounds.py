@@ -19,7 +19,7 @@ from tasks.stage import finished
 from tasks.versioning import init_repository
 from vdmini_core.artifacts import read_json, staged_output, write_json
 from vdmini_core.errors import VDMiniError
-from vdmini_core.params import Params
+from vdmini_core.params import FIXED_RECIPES, Params
 
 BUDGETS = ("max_flops_ratio", "max_params_ratio")
 SHOWN = ("fvd_teacher", "fvd_real", "mse_teacher", "content_teacher", "motion_teacher")
@@ -49,7 +49,7 @@ def rounds_of(home: Path, params: Params, count: int) -> list[Round]:
         VDMiniError: for a recipe that follows no budget, or a budget that cannot be divided.
     """
     plan = params.plan
-    if plan.recipe in ("paper", "manual") or plan.max_latency_ratio is not None:
+    if plan.recipe in FIXED_RECIPES or plan.max_latency_ratio is not None:
         raise VDMiniError(
             "the rounds of `vdmini progressive` divide a budget of FLOPs or parameters",
             expected="plan.recipe auto with plan.max_flops_ratio or plan.max_params_ratio",

@@ -109,6 +109,9 @@ def fetch_path(job: StageJob, out: Path) -> None:
     copy_pipeline(source, out)
 
 
+TOKENIZER_FILES = ("tokenizer*/*.txt", "tokenizer*/*.model")
+
+
 def fetch_hub(job: StageJob, out: Path) -> None:
     """A pipeline of the Hugging Face hub at a pinned revision: configs, safetensors and vocabularies only.
 
@@ -129,7 +132,7 @@ def fetch_hub(job: StageJob, out: Path) -> None:
         folder = snapshot_download(
             params.hub_id or "",
             revision=params.revision,
-            allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors", "tokenizer*/*.txt"],
+            allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors", *TOKENIZER_FILES],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(

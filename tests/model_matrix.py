@@ -15,15 +15,22 @@ from vdmini_core.models.registry import FAMILY_MODULES
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "families.md"
 START, END = "<!-- classes: written by `python -m tests.model_matrix` -->", "<!-- end of classes -->"
 # Transformer class -> the pipeline whose whole story runs.
-STORIES = {"WanTransformer3DModel": "WanPipeline", "HunyuanVideoTransformer3DModel": "HunyuanVideoPipeline"}
+STORIES = {
+    "WanTransformer3DModel": "WanPipeline",
+    "HunyuanVideoTransformer3DModel": "HunyuanVideoPipeline",
+    "CogVideoXTransformer3DModel": "CogVideoXPipeline",
+    "LTXVideoTransformer3DModel": "LTXPipeline",
+}
 # What tests/unit/test_dits.py finds refused.
 UNCOUNTED = ("AnyFlowFARTransformer3DModel", "HeliosTransformer3DModel", "Kandinsky6SRTransformer3DModel")
 NO_CPU_BACKWARD = ("AnyFlowFARTransformer3DModel", "Kandinsky6SRTransformer3DModel")  # flex attention
 UNETS = {
     "UNetSpatioTemporalConditionModel": "whole story: `StableVideoDiffusionPipeline`",
-    "UNet3DConditionModel": "refused; with a frame rate, as `UNet3DFpsConditionModel`, whole story",
-    "UNetMotionModel": "no: its motion modules lie inside blocks that no family knows",
-    "I2VGenXLUNet": "no: no family knows its conditions",
+    "UNet3DConditionModel": "units, bypass, student (`UNet3DPrunedModel`), features, operations; with a frame "
+    "rate, as `UNet3DFpsConditionModel`, whole story",
+    "UNetMotionModel": "no: its blocks call resnets by the keyword `input_tensor`, which no placeholder of ours "
+    "takes, and hold motion modules in a list that no unit knows",
+    "I2VGenXLUNet": "units, bypass, student (`I2VGenXLPrunedUNet`), features, operations",
 }
 
 

@@ -20,6 +20,8 @@ _LAZY = {
         "AutoencoderKLTemporalPrunedDecoder",
     ),
     "UNetSpatioTemporalPrunedModel": ("vdmini_core.models.pruned_unet", "UNetSpatioTemporalPrunedModel"),
+    "UNet3DPrunedModel": ("vdmini_core.models.pruned_unet3d", "UNet3DPrunedModel"),
+    "I2VGenXLPrunedUNet": ("vdmini_core.models.pruned_unet3d", "I2VGenXLPrunedUNet"),
     "UNet3DFpsConditionModel": ("vdmini_core.models.fps_unet", "UNet3DFpsConditionModel"),
     "ConsistencyScheduler": ("vdmini_core.models.t2v_schedulers", "ConsistencyScheduler"),
     "RescaledDDIMScheduler": ("vdmini_core.models.t2v_schedulers", "RescaledDDIMScheduler"),

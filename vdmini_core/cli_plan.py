@@ -13,7 +13,9 @@ from vdmini_core.printing import JsonOption, print_json
 
 MODEL_HELP = "pipeline directory, or a name such as `stable-video-diffusion`, `t2v-turbo-v2`, `hunyuan-video`"
 ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP)]
-RecipeOption = Annotated[str | None, typer.Option(help="paper, auto, manual, magnitude, random, depgraph")]
+RecipeOption = Annotated[
+    str | None, typer.Option(help="paper, larger, auto, manual, magnitude, random, depgraph")
+]
 UnitOption = Annotated[
     list[str] | None, typer.Option("--unit", metavar="NAME", help="to remove, for --recipe manual; repeat it")
 ]

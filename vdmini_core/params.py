@@ -125,6 +125,7 @@ class SamplingParams(Section):
     batch_size: int = Field(8, ge=1)
 
 
+FIXED_RECIPES = ("paper", "larger", "manual")  # they follow no budget and read no profile
 Granularity = Literal["pair", "block", "both", "temporal"]
 
 
@@ -151,7 +152,7 @@ class ProfileParams(Section):
 class PlanParams(Section):
     """What to remove."""
 
-    recipe: Literal["paper", "auto", "manual", "magnitude", "random", "depgraph"] = "auto"
+    recipe: Literal["paper", "larger", "auto", "manual", "magnitude", "random", "depgraph"] = "auto"
     units: tuple[str, ...] = Field((), description="units to remove, for recipe: manual")
     max_params_ratio: float | None = Field(None, gt=0, le=1, description="student / teacher parameters")
     max_flops_ratio: float | None = Field(None, gt=0, le=1, description="student / teacher FLOPs")
@@ -420,7 +421,7 @@ class PromoteParams(Section):
         1.0, gt=0, description="recovered / pruned distance to the teacher must stay below"
     )
     max_fvd_regression: float = Field(0.05, ge=0, description="share by which FVD may exceed the champion's")
-    min_speedup: float = Field(1.0, gt=0, description="U-Net speed-up over the teacher")
+    min_speedup: float = Field(1.0, gt=0, description="the denoiser's speed-up over the teacher")
     min_gain: float = Field(
         0.05, ge=0, lt=1, description="gain in speed or size that equal quality needs to replace the champion"
     )

@@ -19,11 +19,12 @@ from vdmini_core.data.prompts import load_prompts
 pytestmark = pytest.mark.services
 
 
-def test_prompts_go_in_and_a_registered_model_comes_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("profile", ["nano-t2v", "nano-dit"])
+def test_prompts_go_in_and_a_registered_model_comes_out(profile: str, tmp_path: Path) -> None:
     root = tmp_path / "proj"
     lay_out(root)
     init_repository(root)
-    change_params(root, profile="nano-t2v", assignments=("distill.workers=1", "distill.steps=4"))
+    change_params(root, profile=profile, assignments=("distill.workers=1", "distill.steps=4"))
     vdmini(root, "run")
     artifacts = root / "artifacts"
     assert all((artifacts / stage / "manifest.json").is_file() for stage in STAGES)
@@ -36,12 +37,13 @@ def test_prompts_go_in_and_a_registered_model_comes_out(tmp_path: Path) -> None:
     assert "trajectory_error" not in metrics["recovered"]
     page = (artifacts / "report" / "index.html").read_text(encoding="utf-8")
     assert all(f"<q>{prompt}</q>" in page for prompt in prompts[:2]) and "The same prompt" in page
+    assert "U-Net" not in page
     rows = [json.loads(line) for line in (artifacts / "distill" / "losses.jsonl").read_text().splitlines()]
     assert len(rows) == 4 and all(row["task"] > 0 and row["icd"] > 0 for row in rows)
     code = (
         "import base64, mlflow\n"
         f"mlflow.set_tracking_uri('sqlite:///{root / 'mlflow.db'}')\n"
-        "model = mlflow.pyfunc.load_model('models:/vdmini-nano-t2v@candidate')\n"
+        f"model = mlflow.pyfunc.load_model('models:/vdmini-{profile}@candidate')\n"
         "answer = model.predict({'prompt': 'A red disc moves up.', 'seed': 1})\n"
         "assert base64.b64decode(answer[0]['video'])[4:8] == b'ftyp'\n"
     )

@@ -77,6 +77,7 @@ def test_sensitivity_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
         "units": [{"name": "D.0.pair.0", "kind": "pair", "removed": {"fvd": 3.0}}, {"name": "D.0.pair.1"}]
     }
     sensitivity_chart(bare, tmp_path / "bare.svg")
+    assert "replaced" not in _labels(tmp_path / "bare.svg")
     assert not any(label.startswith("Motion") for label in _labels(tmp_path / "bare.svg"))
     sensitivity_chart({"units": []}, tmp_path / "empty.svg")
 
@@ -96,6 +97,10 @@ def test_plan_counts_kept_and_removed_boxes(tmp_path: Path) -> None:
     layers = [{"name": f"double.{i}", "kind": "layer", "parameters": 10} for i in range(14)]
     plan_figure({"removed": ["double.3"]}, layers, tmp_path / "other.svg")
     assert {"kept: 13", "removed: 1"} <= set(_labels(tmp_path / "other.svg"))
+    layers += [{"name": f"single.{i}", "kind": "layer", "parameters": 5} for i in range(3)]
+    plan_figure({"removed": ["double.3"]}, layers, tmp_path / "stacks.svg")
+    labels = _labels(tmp_path / "stacks.svg")
+    assert (labels.count("double"), labels.count("single"), labels.count("2")) == (2, 1, 2)
     plan_figure({}, [], tmp_path / "none.svg")
 
 

@@ -80,8 +80,9 @@ class SamplingSettings:
     `latent_scale` is the pipeline's own: pixels per latent cell, 2 ** (VAE levels - 1). `load_settings`
     reads it from the VAE, so that everything that sees the denoiser alone knows the latent size. So are
     `frame_scale`, frames per latent frame (the first frame apart, which has its own), `rescaled_schedule`
-    (noise levels are those of VideoCrafter2, which scales the clean sample), and `flow_shift` of the
-    scheduler of a flow-matching model.
+    (noise levels are those of VideoCrafter2, which scales the clean sample), and what the scheduler shifts
+    noise levels by: `flow_shift`, times of a flow-matching model or squared levels of CogVideoX; `log_shift`
+    and `log_shift_per_token`, the logarithm of a further factor and what each latent cell adds (LTX-Video).
     """
 
     frames: int
@@ -97,6 +98,8 @@ class SamplingSettings:
     rescaled_schedule: bool = False
     frame_scale: int = 1
     flow_shift: float = 1.0
+    log_shift: float = 0.0
+    log_shift_per_token: float = 0.0
 
     @property
     def latent_frames(self) -> int:

@@ -20,6 +20,10 @@ DENOISERS = {
     "UNetSpatioTemporalConditionModel": "diffusers",
     "UNetSpatioTemporalPrunedModel": "vdmini_core",
     "UNet3DFpsConditionModel": "vdmini_core",
+    "UNet3DConditionModel": "diffusers",
+    "UNet3DPrunedModel": "vdmini_core",
+    "I2VGenXLUNet": "diffusers",
+    "I2VGenXLPrunedUNet": "vdmini_core",
     **dict.fromkeys(ARCHITECTURES, "diffusers"),
 }
 

@@ -90,7 +90,7 @@ def unet_inputs(unet: Any, frames: int, height: int, width: int, device: str = "
     Of a ModelScope-type U-Net: sample (1, C, F, h, w), timestep (1,), text (1, 77, D), frame rate (1,), and
     embeddings of guidance scales, or None, (1, n).
     """
-    if hasattr(unet, "fps_embedding"):
+    if hasattr(unet, "transformer_in"):
         return _text_inputs(unet, frames, height, width, device)
     embedding = unet.config.cross_attention_dim
     width_of_embedding = embedding if isinstance(embedding, int) else embedding[0]
@@ -104,6 +104,8 @@ def unet_inputs(unet: Any, frames: int, height: int, width: int, device: str = "
 
 
 def _text_inputs(unet: Any, frames: int, height: int, width: int, device: str) -> tuple[Any, ...]:
+    if not hasattr(unet.config, "motion_cond_proj_dim"):
+        return _stock_text_inputs(unet, frames, height, width, device)
     widths = (unet.config.time_cond_proj_dim, unet.config.motion_cond_proj_dim)
     return (
         torch.zeros(1, unet.config.in_channels, frames, height, width, device=device),
@@ -112,3 +114,14 @@ def _text_inputs(unet: Any, frames: int, height: int, width: int, device: str) -
         torch.zeros(1, device=device),
         *(None if width is None else torch.zeros(1, width, device=device) for width in widths),
     )
+
+
+def _stock_text_inputs(unet: Any, frames: int, height: int, width: int, device: str) -> tuple[Any, ...]:
+    """Of ModelScope's own class the sample, timestep and text; of I2VGen-XL's frame rate and picture, too."""
+    sample = torch.zeros(1, unet.config.in_channels, frames, height, width, device=device)
+    time = torch.zeros(1, device=device)
+    text = torch.zeros(1, TEXT_TOKENS, unet.config.cross_attention_dim, device=device)
+    if not hasattr(unet, "image_latents_proj_in"):
+        return sample, time, text
+    picture = torch.zeros(1, unet.config.cross_attention_dim, device=device)
+    return sample, time, time, sample, picture, text

@@ -36,6 +36,11 @@ WAN_INDEX: dict[str, Any] = {
     "transformer": ["diffusers", "WanTransformer3DModel"],
     "vae": ["diffusers", "AutoencoderKLWan"],
 }
+COGVIDEOX_INDEX: dict[str, Any] = {
+    "_class_name": "CogVideoXPipeline",
+    "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
+    "vae": ["diffusers", "AutoencoderKLCogVideoX"],
+}
 BUILT_IN: dict[str, dict[str, dict[str, Any]]] = {
     "stable-video-diffusion": {  # stabilityai/stable-video-diffusion-img2vid
         "index": {
@@ -79,6 +84,38 @@ BUILT_IN: dict[str, dict[str, dict[str, Any]]] = {
         "transformer": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
         "vae": {},
         "scheduler": {"flow_shift": 3.0},
+    },
+    "cogvideox-2b": {  # THUDM/CogVideoX-2b; its configs are the classes' defaults
+        "index": COGVIDEOX_INDEX,
+        "transformer": {},
+        "vae": {},
+        "scheduler": {"snr_shift_scale": 3.0},
+    },
+    "cogvideox-5b": {  # THUDM/CogVideoX-5b
+        "index": COGVIDEOX_INDEX,
+        "transformer": {
+            "num_attention_heads": 48,
+            "num_layers": 42,
+            "use_rotary_positional_embeddings": True,
+        },
+        "vae": {"scaling_factor": 0.7},
+        "scheduler": {"snr_shift_scale": 1.0},
+    },
+    "ltx-video": {  # Lightricks/LTX-Video; its configs are the classes' defaults
+        "index": {
+            "_class_name": "LTXPipeline",
+            "transformer": ["diffusers", "LTXVideoTransformer3DModel"],
+            "vae": ["diffusers", "AutoencoderKLLTXVideo"],
+        },
+        "transformer": {},
+        "vae": {},
+        "scheduler": {
+            "use_dynamic_shifting": True,
+            "base_image_seq_len": 1024,
+            "max_image_seq_len": 4096,
+            "base_shift": 0.95,
+            "max_shift": 2.05,
+        },
     },
     "wan2.1-t2v-14b": {  # Wan-AI/Wan2.1-T2V-14B-Diffusers; the class's defaults
         "index": WAN_INDEX,

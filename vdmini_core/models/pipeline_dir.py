@@ -98,9 +98,32 @@ HUNYUAN_VIDEO_PARTS: Parts = {
     "tokenizer_2": _tokenizers("CLIPTokenizer"),
     "scheduler": (FLOW_SCHEDULERS, ("scheduler_config.json", None)),
 }
+T5: tuple[frozenset[Class], tuple[str, str | None]] = (frozenset({("transformers", "T5EncoderModel")}), MODEL)
+COGVIDEOX_PARTS: Parts = {
+    "transformer": (frozenset({("diffusers", "CogVideoXTransformer3DModel")}), DIFFUSERS_MODEL),
+    "vae": (frozenset({("diffusers", "AutoencoderKLCogVideoX")}), DIFFUSERS_MODEL),
+    "text_encoder": T5,
+    "tokenizer": _tokenizers("T5Tokenizer"),
+    "scheduler": (
+        frozenset({("diffusers", "CogVideoXDDIMScheduler"), ("diffusers", "CogVideoXDPMScheduler")}),
+        ("scheduler_config.json", None),
+    ),
+}
+LTX_PARTS: Parts = {
+    "transformer": (frozenset({("diffusers", "LTXVideoTransformer3DModel")}), DIFFUSERS_MODEL),
+    "vae": (frozenset({("diffusers", "AutoencoderKLLTXVideo")}), DIFFUSERS_MODEL),
+    "text_encoder": T5,
+    "tokenizer": _tokenizers("T5Tokenizer"),
+    "scheduler": (
+        frozenset({("diffusers", "FlowMatchEulerDiscreteScheduler")}),
+        ("scheduler_config.json", None),
+    ),
+}
 PIPELINES: dict[str, Parts] = {
     "WanPipeline": WAN_PARTS,
     "HunyuanVideoPipeline": HUNYUAN_VIDEO_PARTS,
+    "CogVideoXPipeline": COGVIDEOX_PARTS,
+    "LTXPipeline": LTX_PARTS,
     "StableVideoDiffusionPipeline": SVD_PARTS,
     "VideoCrafterPipeline": VIDEOCRAFTER_PARTS,
 }
@@ -223,9 +246,8 @@ def needed_files(directory: Path) -> list[Path]:
     for part, (_, (_, stem)) in PIPELINES[index["_class_name"]].items():
         if _absent(index, part):
             continue
-        kinds = (
-            (".json", ".safetensors", ".txt") if part.startswith("tokenizer") else (".json", ".safetensors")
-        )
+        vocabularies = (".txt", ".model") if part.startswith("tokenizer") else ()  # data, too
+        kinds = (".json", ".safetensors", *vocabularies)
         files = [p for p in sorted((directory / part).iterdir()) if p.suffix in kinds]
         plain = [p for p in files if f".{VARIANT}." not in p.name and f".{VARIANT}-" not in p.name]
         found += [p.relative_to(directory) for p in (files if half and stem is not None else plain)]

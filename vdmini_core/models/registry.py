@@ -33,6 +33,8 @@ FAMILY_MODULES = {
     "VideoCrafterPipeline": "vdmini_core.models.videocrafter",
     "WanPipeline": "vdmini_core.models.dit.wan",
     "HunyuanVideoPipeline": "vdmini_core.models.dit.hunyuan_video",
+    "CogVideoXPipeline": "vdmini_core.models.dit.cogvideox",
+    "LTXPipeline": "vdmini_core.models.dit.ltx",
 }
 # As the originals' own scripts sample: VideoCrafter2, and T2V-Turbo-v2, whose U-Net is told the guidance.
 TEXT_SIZE = {"frames": 16, "height": 320, "width": 512}
@@ -179,7 +181,7 @@ def default_settings(
     unet: dict[str, Any], vae: dict[str, Any], scheduler: dict[str, Any] | None = None
 ) -> SamplingSettings:
     """Sampling settings from the configs of denoiser, VAE and scheduler alone."""
-    if (found := flow_settings(vae, scheduler or {})) is not None:
+    if (found := flow_settings(vae, scheduler or {}, unet)) is not None:
         return found
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     if "motion_cond_proj_dim" in unet:

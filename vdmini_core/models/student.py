@@ -12,6 +12,7 @@ from vdmini_core.models import removal, topology
 from vdmini_core.models.base import Student
 from vdmini_core.models.narrow import kept_part
 from vdmini_core.models.pruned_unet import UNetSpatioTemporalPrunedModel, build_on_meta
+from vdmini_core.models.pruned_unet3d import STUDENTS
 
 OWN_ARGUMENTS = ("removed_units", "inner_widths")  # of the pruned class; all others are stock
 
@@ -96,6 +97,9 @@ def _classes_of(teacher: nn.Module) -> tuple[Any, Any]:
     """The class of the whole architecture and the one that lacks units; ours is both."""
     if isinstance(teacher, UNetSpatioTemporalConditionModel):
         return UNetSpatioTemporalConditionModel, UNetSpatioTemporalPrunedModel
+    for stock, pruned in STUDENTS.items():
+        if type(teacher) in (stock, pruned):
+            return stock, pruned
     return type(teacher), type(teacher)
 
 

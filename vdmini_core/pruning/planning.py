@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from vdmini_core.errors import PlanError
 from vdmini_core.models.inspect import BUILT_IN, load_architecture
 from vdmini_core.models.registry import family_of, fingerprint, load_pipeline, load_settings
-from vdmini_core.params import PlanParams
+from vdmini_core.params import FIXED_RECIPES, PlanParams
 from vdmini_core.pruning.plan import Plan
 from vdmini_core.pruning.recipes import make_plan
 
@@ -67,7 +67,7 @@ def _checked(choices: dict[str, Any]) -> PlanParams:
     """The choices as parameters; what contradicts itself or would be ignored is refused."""
     budgets = [key for key in choices if key.startswith("max_")]
     recipe = choices.get("recipe")
-    if budgets and recipe in (None, "paper", "manual"):
+    if budgets and recipe in (None, *FIXED_RECIPES):
         raise PlanError(
             f"{', '.join(budgets)}: a budget needs a recipe that follows it",
             expected="auto (with the sensitivity profile), magnitude or random",

@@ -13,7 +13,8 @@ from vdmini_core.errors import PlanError
 from vdmini_core.models.base import Cut, Family, SamplingSettings, Unit
 from vdmini_core.models.flops import total_flops
 from vdmini_core.models.registry import architecture, fingerprint
-from vdmini_core.params import PlanParams
+from vdmini_core.params import FIXED_RECIPES, PlanParams
+from vdmini_core.pruning.larger import larger_cut
 from vdmini_core.pruning.plan import Plan
 from vdmini_core.pruning.solver import Budget, best_cuts
 
@@ -67,6 +68,8 @@ def make_plan(
     notes: list[str] = []
     if params.recipe == "paper":
         removed: Sequence[str] = family.paper_cut(denoiser)
+    elif params.recipe == "larger":
+        removed = larger_cut(family, denoiser)
     elif params.recipe == "manual":
         removed = params.units
     else:
@@ -103,7 +106,7 @@ def describe_plan(
     flops = total_flops(denoiser, settings)
     student, points = outline.model, family.feature_points(outline.model)
     chosen = _cuts_of(outline.removed, cuts)
-    fixed = recipe in ("paper", "manual")
+    fixed = recipe in FIXED_RECIPES
     unmet = [
         f"{budget.name} is {budget.left(chosen) / budget.total:.3f}, over the budget of"
         f" {budget.limit / budget.total:.3f}" + (": this recipe follows no budget" if fixed else "")

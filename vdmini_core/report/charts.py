@@ -39,7 +39,7 @@ _PANELS = (
     ("fvd", "Whole clip: Fréchet distance to the teacher's clips", "total"),
     ("content", "Content: single frames", "content"),
     ("motion", "Motion: change between frames", "motion"),
-    ("paired_mse", "Same noise, same first frame: mean squared error", "total"),
+    ("paired_mse", "Same start, same noise: mean squared error", "total"),
 )
 _VARIANTS = (("removed", ""), ("replaced", "-light"))
 _GROUPS = (
@@ -106,6 +106,10 @@ def _damage(axes: Axes, rows: Sequence[dict[str, Any]], panel: tuple[str, str, s
     noise = _floor(floor, key)
     if noise is not None:
         axes.axhline(noise, color=INK, lw=1, ls=(0, (4, 3)))
+
+
+def _tried(units: Sequence[dict[str, Any]], variant: str) -> bool:
+    return any(unit.get(variant) for unit in units)
 
 
 def _floor(floor: Any, key: str) -> float | None:
@@ -184,9 +188,9 @@ def _titles(
     for row, (_, title, _) in enumerate(panels):
         grid[row, 0].set_title(title)
     grid[-1, 0].set_title("Cost: share of parameters and FLOPs, %")
+    colours = {"removed": TOTAL, "replaced": TOTAL_LIGHT}
     handles: list[Any] = [
-        Patch(color=TOTAL, label="removed"),
-        Patch(color=TOTAL_LIGHT, label="replaced"),
+        *(Patch(color=colours[name], label=name) for name, _ in _VARIANTS if _tried(units, name)),
         Line2D([], [], color=INK, lw=1.1, label="interval"),
         Line2D([], [], color=INK, lw=1, ls=(0, (4, 3)), label="noise floor"),
         Patch(color=MUTED, label="parameters"),

@@ -99,7 +99,7 @@ def frontier_chart(points: Sequence[dict[str, Any]], path: Path) -> None:
         if (ratio := measured(row, "flops_ratio")) and ratio[0] > 0 and (found := measured(row, "paired_mse"))
     ]
     with house_style():
-        figure = Figure(figsize=(7.2, 4.4), layout=ConstrainedLayoutEngine())
+        figure = Figure(figsize=(11.5, 4.4), layout=ConstrainedLayoutEngine())
         axes = figure.subplots()
         line = sorted((x, found[0]) for x, found, row in placed if row.get("best"))
         axes.plot(*zip(*line, strict=True) if line else ([], []), color=TOTAL_LIGHT, lw=1.5)

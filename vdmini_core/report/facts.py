@@ -36,14 +36,14 @@ LABELS = {
     "shape_error": "Sprites: share of their pattern that is wrong",
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
-    "params": "U-Net, parameters",
-    "flops": "U-Net, FLOPs of one pass",
+    "params": "Denoiser, parameters",
+    "flops": "Denoiser, FLOPs of one pass",
     "vae_decoder_params": "VAE decoder, parameters",
     "vae_decoder_flops": "VAE decoder, FLOPs of a clip",
 }
 COSTS = ("params", "flops", "vae_decoder_params", "vae_decoder_flops")
 TRUTH = ("trajectory_error", "colour_error", "shape_error")
-PARTS = {"unet": "U-Net, one pass", "vae_decoder": "VAE decoder", "end_to_end": "End to end"}
+PARTS = {"unet": "Denoiser, one pass", "vae_decoder": "VAE decoder", "end_to_end": "End to end"}
 HIGHER_IS_BETTER = ("psnr", "ssim", "cosine", "correlation", "similarity", "consistency", "smoothness")
 
 
@@ -79,7 +79,7 @@ def number(value: float) -> str:
         return "0"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.1e}"
+    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.1e}"
 
 
 def value_of(data: Any, *keys: str) -> float | None:
@@ -106,7 +106,7 @@ def headline(metrics: dict[str, Any], timing: dict[str, Any], plan: dict[str, An
     ]
     figures += [
         _speed(timing, part, label)
-        for part, label in (("unet", "U-Net speed"), ("end_to_end", "speed end to end"))
+        for part, label in (("unet", "denoiser speed"), ("end_to_end", "speed end to end"))
     ]
     before, after = (value_of(metrics, row, "fvd_teacher") for row in ("pruned", "recovered"))
     if before is not None and after is not None:

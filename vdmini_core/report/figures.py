@@ -1,4 +1,4 @@
-"""How our pictures look and are saved, and the plan drawn on the U-Net.
+"""How our pictures look and are saved, and the plan drawn on the denoiser.
 
 One palette for every chart. The page maps these very colours to CSS variables (`INK` -> `--chart-ink`),
 so that an inlined SVG follows light and dark mode while the file on disk stays readable anywhere.
@@ -95,8 +95,8 @@ def plan_figure(plan: dict[str, Any], units: list[dict[str, Any]], path: Path) -
 
     Pairs that lose only their temporal sub-layer are pale.
 
-    A U-Net is drawn as a U, its pairs as boxes whose area follows their parameters; units of other
-    families stand in rows in the order data meets them.
+    A U-Net is drawn as a U, its pairs as boxes whose area follows their parameters; layers of a transformer
+    stand in rows in the order data meets them, each stack from the beginning of a row.
 
     Args:
         plan: the contents of `plan.json`.
@@ -111,10 +111,14 @@ def plan_figure(plan: dict[str, Any], units: list[dict[str, Any]], path: Path) -
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         axes.set_axis_off()
         axes.set_aspect("equal")
-        places = _u_places(blocks) if "D.0" in blocks else _row_places(blocks)
+        rows = "D.0" not in blocks
+        places = _row_places(blocks) if rows else _u_places(blocks)
         _skips(axes, blocks, places, removed)
         for block, boxes in blocks.items():
-            _block(axes, block, boxes, places[block], removed, largest)
+            title = block.rpartition(".")[2] if rows else block
+            _block(axes, title, boxes, places[block], removed, largest)
+        if rows:
+            _name_rows(axes, places)
         if blocks:
             _key(axes, blocks, removed)
         axes.autoscale_view()
@@ -159,10 +163,24 @@ def _u_places(blocks: dict[str, list[tuple[str, int]]]) -> dict[str, tuple[float
 def _row_places(
     blocks: dict[str, list[tuple[str, int]]], columns: int = 10
 ) -> dict[str, tuple[float, float]]:
-    return {
-        block: ((number % columns) * _PITCH, -(number // columns) * _ROW)
-        for number, block in enumerate(blocks)
-    }
+    """Left end and height of each layer; a new stack (`double`, `single`) begins a new row."""
+    places: dict[str, tuple[float, float]] = {}
+    row, column, before = 0, 0, ""
+    for block in blocks:
+        stack = block.rpartition(".")[0]
+        if places and (column == columns or stack != before):
+            row, column = row + 1, 0
+        places[block] = (column * _PITCH, -row * 1.2 * _ROW)
+        column, before = column + 1, stack
+    return places
+
+
+def _name_rows(axes: Axes, places: dict[str, tuple[float, float]]) -> None:
+    """The stack's name before its rows: above the boxes there is room for numbers only."""
+    for block, (x, y) in places.items():
+        if x == 0:
+            stack = block.rpartition(".")[0]
+            axes.text(-0.25, y, stack, ha="right", va="center", weight="bold", fontsize=10.5, color=INK)
 
 
 def _skips(
@@ -185,7 +203,7 @@ def _skips(
 
 def _block(
     axes: Axes,
-    block: str,
+    title: str,
     boxes: Sequence[tuple[str, int]],
     place: tuple[float, float],
     removed: Sequence[str],
@@ -198,7 +216,7 @@ def _block(
     sides = [max(0.3, 1.05 * math.sqrt(parameters / largest)) for _, parameters in boxes]
     middle, reach = x + len(boxes) * _PITCH / 2, max(sides) / 2
     axes.text(
-        middle, y + reach + 0.14, block, ha="center", va="bottom", weight="bold", fontsize=10.5, color=colour
+        middle, y + reach + 0.14, title, ha="center", va="bottom", weight="bold", fontsize=10.5, color=colour
     )
     axes.plot([x + 0.1, x + len(boxes) * _PITCH - 0.1], [y, y], color=MUTED, lw=1.1, zorder=1)
     for number, (name, parameters) in enumerate(boxes):
@@ -240,7 +258,7 @@ def _key(axes: Axes, blocks: dict[str, list[tuple[str, int]]], removed: Sequence
     gone = sum(is_removed(name, removed) for name in names)
     left, right = axes.dataLim.x0, axes.dataLim.x1
     y = axes.dataLim.y0 - 1.0
-    start = (left + right) / 2 - 5.1
+    start = (left + right) / 2 - (5.1 if "D.0" in blocks else 4.1)
     for offset, struck, text in ((0.0, False, f"kept: {len(names) - gone}"), (2.6, True, f"removed: {gone}")):
         _box(axes, start + offset, y, 0.42, struck)
         axes.text(start + offset + 0.45, y, text, va="center", fontsize=9.5)

@@ -95,6 +95,7 @@ def _context(artifacts: Path, title: str, videos: int) -> dict[str, Any]:
         "charts": _charts(sensitivity, plan, losses)
         | _drawn("frontier", frontier, frontier_chart, _frontier_alt(frontier))
         | _drawn("speedup", speedup, speedup_chart, "How many times as fast as the teacher each part is"),
+        "tried": _tried(units),
         "units": [_unit_row(unit, plan.get("removed") or ()) for unit in units],
         "plan": plan,
         "losses": losses,
@@ -133,6 +134,12 @@ def _story(
     }
 
 
+def _tried(units: list[dict[str, Any]]) -> str:
+    """What was done to every unit, in the words of the page."""
+    words = {"removed": "taken out of the teacher", "replaced": "replaced by an untrained one"}
+    return ", and ".join(text for name, text in words.items() if any(unit.get(name) for unit in units))
+
+
 def _charts(
     sensitivity: dict[str, Any], plan: dict[str, Any], losses: list[dict[str, Any]]
 ) -> dict[str, Markup]:
@@ -169,7 +176,7 @@ def _sensitivity_alt(units: list[dict[str, Any]]) -> str:
 
 def _plan_alt(plan: dict[str, Any]) -> str:
     removed = ", ".join(str(name) for name in plan.get("removed") or ()) or "nothing"
-    return f"The U-Net with what the plan removes struck out: {removed}"
+    return f"The denoiser with what the plan removes struck out: {removed}"
 
 
 def inline_svg(text: str, prefix: str, alt: str) -> Markup:

@@ -89,10 +89,10 @@ def _lines(students: Sequence[dict[str, Any]], metrics: dict[str, Any]) -> list[
 
     params = value_of(metrics, "teacher", "params")
     lines = [
-        row("U-Net parameters", _count(params), [_count(s.get("params")) for s in students]),
+        row("Denoiser parameters", _count(params), [_count(s.get("params")) for s in students]),
         row("Share of the teacher’s FLOPs", "100 %", [_percent(s.get("flops_ratio")) for s in students]),
     ]
-    for part, label in (("unet", "U-Net speed"), ("end_to_end", "Speed end to end")):
+    for part, label in (("unet", "Denoiser speed"), ("end_to_end", "Speed end to end")):
         speeds = [(s.get("speedup") or {}).get(part) for s in students]
         lines.append(row(label, "1×", [f"{v:.2f}×" if is_number(v) else "–" for v in speeds]))
     for key in MEASURES:

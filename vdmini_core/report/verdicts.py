@@ -177,10 +177,10 @@ def _decoder(recovery: dict[str, Any]) -> Verdict | None:
 
 
 def _faster(timing: dict[str, Any], metrics: dict[str, Any]) -> Verdict | None:
-    unet, decoder, whole = (value_of(timing, "speedup", part) for part in PARTS)
-    if unet is None:
+    denoiser, decoder, whole = (value_of(timing, "speedup", part) for part in PARTS)
+    if denoiser is None:
         return Verdict("open", "Speed was not measured in this run.")
-    parts = [f"the U-Net runs {unet:.2f}× as fast as the teacher’s"]
+    parts = [f"the denoiser runs {denoiser:.2f}× as fast as the teacher’s"]
     if decoder is not None:
         costs = [value_of(metrics, row, "vae_decoder_flops") for row in ("teacher", "recovered")]
         whole_decoder = costs[0] == costs[1] if None not in costs else abs(decoder - 1) < 0.03
@@ -189,4 +189,4 @@ def _faster(timing: dict[str, Any], metrics: dict[str, Any]) -> Verdict | None:
         parts.append(f"a whole clip {whole:.2f}×")
     where = f" Measured on {timing['device']}." if isinstance(timing.get("device"), str) else ""
     text = ", ".join(parts)
-    return Verdict("good" if unet > 1.02 else "bad", f"{text[0].upper()}{text[1:]}.{where}")
+    return Verdict("good" if denoiser > 1.02 else "bad", f"{text[0].upper()}{text[1:]}.{where}")

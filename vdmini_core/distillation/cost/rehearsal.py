@@ -19,6 +19,7 @@ from vdmini_core.distillation.losses import total_loss
 from vdmini_core.distillation.recovery_step import RecoveryStep
 from vdmini_core.errors import ModelError
 from vdmini_core.models.base import Conditions, Family, SamplingSettings
+from vdmini_core.models.dit.table import ARCHITECTURES
 from vdmini_core.models.flops import unet_inputs
 from vdmini_core.params import DistillParams
 
@@ -221,7 +222,8 @@ def meta_batch(family: Family, denoiser: Any, settings: SamplingSettings, clips:
     Raises:
         ModelError: for a denoiser whose conditions are not known here.
     """
-    if not hasattr(denoiser, "config") or not hasattr(denoiser.config, "cross_attention_dim"):
+    of_clips = type(denoiser).__name__ in ARCHITECTURES  # some transformers have the key, too
+    if of_clips or not hasattr(getattr(denoiser, "config", None), "cross_attention_dim"):
         raise ModelError(f"the cost of recovering a {type(denoiser).__name__} is not known yet")
     height, width = settings.latent_size
     shape = (clips, settings.frames, denoiser.config.out_channels, height, width)

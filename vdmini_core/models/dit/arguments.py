@@ -125,8 +125,9 @@ def _wan(config: Any, make: Maker) -> Arguments:
 
 
 def _cogvideox(config: Any, make: Maker) -> Arguments:
+    frames = make.frames + -make.frames % patch_of(config)[0]  # as many as fill tokens
     given = {
-        "hidden_states": make.frames_first(config.in_channels),
+        "hidden_states": make.new(make.batch, frames, config.in_channels, make.height, make.width),
         "timestep": make.time(),
         "encoder_hidden_states": make.text(config.text_embed_dim),
     }

@@ -7,10 +7,13 @@ noise levels: noisy = x0 + sigma e. Both are one: with sigma = s / (1 - s), x_s 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from vdmini_core.models.base import SamplingSettings
 
 TOP_TIME = 0.999  # at 1 the noise level is infinite; one-step teachers start here
 LOWEST_TIME = 0.001
@@ -31,6 +34,13 @@ def sigma_of(time_B: Tensor) -> Tensor:
 def shifted(time_B: Tensor, shift: float) -> Tensor:
     """Times moved towards noise, s' = k s / (1 + (k - 1) s) (SD3, arXiv 2403.03206, Eq. 23)."""
     return shift * time_B / (1 + (shift - 1) * time_B)
+
+
+def shift_of(settings: SamplingSettings) -> float:
+    """How far a pipeline's scheduler shifts times, at the number of tokens of these settings."""
+    height, width = settings.latent_size
+    tokens = settings.latent_frames * height * width
+    return settings.flow_shift * math.exp(settings.log_shift + settings.log_shift_per_token * tokens)
 
 
 def clean_of(noisy: Tensor, sigma_B: Tensor, velocity: Velocity) -> Tensor:

@@ -11,20 +11,17 @@ from torch import Tensor, nn
 
 from vdmini_core.models.base import Conditions, SamplingSettings
 from vdmini_core.models.dit import flow
-from vdmini_core.models.dit.structure import TransformerFamily
-from vdmini_core.models.inputs import Need
+from vdmini_core.models.dit.clip_family import ClipFamily
 
 TIMESTEPS = 1000.0  # of the schedulers: flow time 1
 
 
-class FlowFamily(TransformerFamily):
+class FlowFamily(ClipFamily):
     """Text-to-video by flow matching with a transformer that sees clips (B, C, f, h, w).
 
     A family of it says how prompts become conditions, how the transformer is called with them, and how its
     autoencoder scales latents.
     """
-
-    needs: tuple[Need, ...] = ("prompts",)
 
     def velocity(
         self, denoiser: Any, sample_BCFhw: Tensor, timestep_B: Tensor, tensors: dict[str, Tensor]
@@ -38,17 +35,9 @@ class FlowFamily(TransformerFamily):
         """As the stock pipeline calls the transformer in a sampling step."""
         return self.velocity(denoiser, sample, timestep_B, tensors)
 
-    def scaled(self, vae: Any, latents_BCFhw: Tensor) -> Tensor:
-        """The autoencoder's latents as the transformer sees them."""
-        raise NotImplementedError
-
-    def unscaled(self, vae: Any, latents_BCFhw: Tensor) -> Tensor:
-        """The transformer's latents as the autoencoder takes them."""
-        raise NotImplementedError
-
-    def set_timesteps(self, scheduler: Any, steps: int, device: torch.device) -> None:
+    def set_timesteps(self, scheduler: Any, settings: SamplingSettings, device: torch.device) -> None:
         """As the stock pipeline prepares its scheduler."""
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(settings.steps, device=device)
 
     def noise(self, denoiser: Any, settings: SamplingSettings, seeds: Sequence[int]) -> Tensor:
         """Unit noise (B, F, C, h, w), one generator per clip, as the stock call draws it."""
@@ -79,7 +68,7 @@ class FlowFamily(TransformerFamily):
         scheduler: Any = copy.deepcopy(pipeline.scheduler)
         dtype = next(denoiser.parameters()).dtype
         latents = noise_BFChw.transpose(1, 2).contiguous().float()
-        self.set_timesteps(scheduler, settings.steps, latents.device)
+        self.set_timesteps(scheduler, settings, latents.device)
         scheduler.set_begin_index(0)
         with torch.no_grad():
             for t in scheduler.timesteps:
@@ -89,33 +78,9 @@ class FlowFamily(TransformerFamily):
                 latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
         return latents.transpose(1, 2)
 
-    def encode_clips(self, pipeline: Any, clips_BFHWC: Tensor) -> Tensor:
-        """Clips uint8 (B, F, H, W, 3) -> scaled latents (B, f, C, h, w), the mode of the posterior."""
-        parameter = next(pipeline.vae.parameters())
-        rows = []
-        for clip in clips_BFHWC:
-            pixels = clip.to(parameter.device).permute(3, 0, 1, 2)[None].float() / 255.0 * 2.0 - 1.0
-            with torch.no_grad():
-                latents = pipeline.vae.encode(pixels.to(parameter.dtype)).latent_dist.mode()
-            rows.append(self.scaled(pipeline.vae, latents)[0].transpose(0, 1))
-        return torch.stack(rows)
-
-    def decode_latents(self, pipeline: Any, latents_BFChw: Tensor, settings: SamplingSettings) -> Tensor:
-        """Scaled latents (B, f, C, h, w) -> clips uint8 (B, F, H, W, 3) on the CPU, clip by clip."""
-        clips = []
-        for latents in latents_BFChw:
-            scaled = latents.transpose(0, 1)[None].to(pipeline.vae.dtype)
-            with torch.no_grad():
-                video = pipeline.vae.decode(self.unscaled(pipeline.vae, scaled), return_dict=False)[0]
-            frames = (video[0].permute(1, 2, 3, 0).float() * 0.5 + 0.5).clamp(0, 1)
-            clips.append((frames * 255).round().to(torch.uint8).cpu())
-        if not clips:
-            return torch.empty(0, settings.frames, settings.height, settings.width, 3, dtype=torch.uint8)
-        return torch.stack(clips)
-
     def training_sigmas(self, settings: SamplingSettings, count: int, generator: torch.Generator) -> Tensor:
         """Noise levels (count,) for recovery, by the scheduler's own shift."""
-        return flow.training_sigmas(settings.flow_shift, settings.steps == 1, count, generator)
+        return flow.training_sigmas(flow.shift_of(settings), settings.steps == 1, count, generator)
 
     def own_task(self, settings: SamplingSettings) -> Literal["flow"]:
         """These models learned to predict the velocity."""

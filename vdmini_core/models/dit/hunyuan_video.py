@@ -69,6 +69,6 @@ class HunyuanVideoFamily(FlowFamily):
         """By the scaling factor."""
         return latents_BCFhw / vae.config.scaling_factor
 
-    def set_timesteps(self, scheduler: Any, steps: int, device: torch.device) -> None:
+    def set_timesteps(self, scheduler: Any, settings: SamplingSettings, device: torch.device) -> None:
         """Evenly spaced times; the scheduler shifts them."""
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1], device=device)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, settings.steps + 1)[:-1], device=device)

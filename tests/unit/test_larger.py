@@ -1,0 +1,42 @@
+"""Recipe `larger`: what the paper's cut leaves, less the outermost up block's third pair."""
+
+from __future__ import annotations
+
+import pytest
+import svd_toys as toys
+
+from tests.unit.dit_toys import CONFIGS, tiny_dit
+from vdmini_core.errors import PlanError
+from vdmini_core.models.dit.structure import TransformerFamily
+from vdmini_core.params import PlanParams
+from vdmini_core.pruning.larger import larger_cut
+from vdmini_core.pruning.planning import plan_model
+from vdmini_core.pruning.recipes import make_plan
+from vdmini_core.pruning.surgery import apply_plan
+
+
+def test_of_t2v_turbo_v2_it_leaves_less_than_1_in_1_54_of_the_operations() -> None:
+    paper, larger = (plan_model("t2v-turbo-v2", {"recipe": recipe}) for recipe in ("paper", "larger"))
+    assert set(larger.removed) - set(paper.removed) == {"U.3.pair.2"}
+    teraflops = [flops / 1e12 for flops in (paper.teacher_flops, paper.expected_flops, larger.expected_flops)]
+    assert teraflops == pytest.approx([12.581, 8.953, 8.115], abs=0.001)
+    assert larger.teacher_flops / larger.expected_flops >= 1.55
+    assert larger.expected_params == pytest.approx(807.5e6, rel=0.001)
+
+
+def test_a_u_net_is_cut_by_it() -> None:
+    unet = toys.tiny_pipeline().unet
+    units = toys.FAMILY.units(unet, toys.SETTINGS)
+    plan = make_plan(PlanParams(recipe="larger"), toys.FAMILY, unet, units, None, toys.SETTINGS, 0)
+    levels = len(unet.config.block_out_channels)
+    assert plan.recipe == "larger" and f"U.{levels - 1}.pair.2" in plan.removed
+    student = apply_plan(unet, plan, toys.FAMILY)
+    assert sum(p.numel() for p in student.parameters()) == plan.expected_params
+
+
+def test_transformers_are_refused() -> None:
+    name = "WanTransformer3DModel"
+    family = TransformerFamily()
+    family.name = "wan"  # type: ignore[attr-defined]
+    with pytest.raises(PlanError, match="a cut of U-Nets"):
+        larger_cut(family, tiny_dit(name, CONFIGS[name][0]))  # type: ignore[arg-type]
