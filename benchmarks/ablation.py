@@ -10,8 +10,8 @@ paper's Table 5, with the own task. recipes: `auto`, `paper`, `magnitude`, `rand
 FLOPs of the paper's cut, all with ICD and MCA. A seed is one of batches, noise and heads (of profiles and of
 `random` too); steps, rates and clips are the same for all. Students are judged as in `pruning.py`, and
 against real clips. Every finished run is kept in `.bench/ablation/`, and one that was stopped goes on from
-its last checkpoint. Writes `benchmarks/results/ablation-TABLE-DATE.json`, a chart and strips of frames. No times are
-claimed.
+its last checkpoint. Writes `benchmarks/results/ablation-TABLE-DATE.json`, a chart and strips of frames. No
+times are claimed.
 """
 
 from __future__ import annotations
