@@ -54,7 +54,7 @@ def test_a_second_run_does_nothing(finished_project: Path) -> None:
 def test_the_other_driver_killed_and_started_again_gives_the_same_bytes(
     finished_project: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL of everything during `distill` of `dvc repro`; started again it ends with the very same files."""
+    """SIGKILL of everything during `distill` of `dvc repro`; started again it ends with the same files."""
     other = make_project(tmp_path / "repro")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     repro = subprocess.Popen([DVC, "repro"], cwd=other, env=environment(), **quiet)

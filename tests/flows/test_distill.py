@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,11 @@ def reached(root: Path, step: int) -> Path | None:
     return next((path for path in paths if len(read_rows(path)) >= step), None)
 
 
+def reached_or_ended(root: Path, step: int, driver: subprocess.Popen[bytes]) -> Path | bool:
+    """The losses of a run that has done `step` steps, or True when it ended before."""
+    return reached(root, step) or driver.poll() is not None
+
+
 def victim_of(work: Path, driver: psutil.Process, kind: str) -> psutil.Process:
     if kind == "driver":
         return driver
@@ -215,7 +221,7 @@ def test_sigkill_of_a_worker_the_driver_and_a_node_gives_the_same_bytes(
     try:
         for kind, between in KILLED.items():
             step = random.Random(kind).randint(*between)
-            lines = wait_for(lambda step=step: reached(root, step) or driver.poll() is not None, PATIENCE_S)
+            lines = wait_for(partial(reached_or_ended, root, step, driver), PATIENCE_S)
             assert isinstance(lines, Path), f"ended before its {kind} was killed"
             victim_of(lines.parent, psutil.Process(driver.pid), kind).kill()
             if kind == "driver":
