@@ -24,13 +24,14 @@ STORIES = {
 # What tests/unit/test_dits.py finds refused.
 UNCOUNTED = ("AnyFlowFARTransformer3DModel", "HeliosTransformer3DModel", "Kandinsky6SRTransformer3DModel")
 NO_CPU_BACKWARD = ("AnyFlowFARTransformer3DModel", "Kandinsky6SRTransformer3DModel")  # flex attention
+STRUCTURE = "units, bypass, student (`{}`), features, operations"
 UNETS = {
     "UNetSpatioTemporalConditionModel": "whole story: `StableVideoDiffusionPipeline`",
-    "UNet3DConditionModel": "units, bypass, student (`UNet3DPrunedModel`), features, operations; with a frame "
-    "rate, as `UNet3DFpsConditionModel`, whole story",
-    "UNetMotionModel": "no: its blocks call resnets by the keyword `input_tensor`, which no placeholder of ours "
-    "takes, and hold motion modules in a list that no unit knows",
-    "I2VGenXLUNet": "units, bypass, student (`I2VGenXLPrunedUNet`), features, operations",
+    "UNet3DConditionModel": STRUCTURE.format("UNet3DPrunedModel")
+    + "; with a frame rate, as `UNet3DFpsConditionModel`, whole story",
+    "UNetMotionModel": "no: its blocks call resnets by the keyword `input_tensor`, which no placeholder of "
+    "ours takes, and hold motion modules in a list that no unit knows",
+    "I2VGenXLUNet": STRUCTURE.format("I2VGenXLPrunedUNet"),
 }
 
 

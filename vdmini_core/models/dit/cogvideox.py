@@ -138,7 +138,7 @@ class CogVideoXFamily(ClipFamily):
                 v = _guided(denoiser, latents, t, tensors, settings.guidance)
                 more: dict[str, Any] = {"generator": generators, "return_dict": False}
                 if isinstance(scheduler, CogVideoXDPMScheduler):
-                    latents, clean = scheduler.step(v, clean, t, before, latents, **more)  # type: ignore[arg-type]
+                    latents, clean = scheduler.step(v, clean, t, before, latents, **more)
                 else:
                     latents = scheduler.step(v, t, latents, **more)[0]
                 latents, before = latents.to(noise_BFChw.dtype), t
