@@ -30,7 +30,8 @@ from diffusers import UNetSpatioTemporalConditionModel
 
 from vdmini_core.artifacts import library_versions, write_json
 from vdmini_core.bundled import bundled_teacher_path
-from vdmini_core.distillation.cost.rehearsal import Choices, meta_batch, rehearse
+from vdmini_core.distillation.cost.batch import meta_batch
+from vdmini_core.distillation.cost.rehearsal import Choices, rehearse
 from vdmini_core.distillation.data import RecoveryBatch
 from vdmini_core.distillation.recovery_step import RecoveryStep
 from vdmini_core.metrics.speed import device_name

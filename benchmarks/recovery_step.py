@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vdmini_core.artifacts import library_versions, write_json
 from vdmini_core.bundled import bundled_teacher_path
-from vdmini_core.distillation.cost.rehearsal import meta_batch
+from vdmini_core.distillation.cost.batch import meta_batch
 from vdmini_core.distillation.data import RecoveryBatch, RecoveryBatches, RecoveryData
 from vdmini_core.distillation.feature_taps import feature_taps
 from vdmini_core.distillation.losses import (

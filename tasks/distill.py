@@ -73,10 +73,11 @@ def pass_on(job: StageJob) -> StageOutcome:
 
 def recover(job: StageJob, depth: Depth) -> StageOutcome:
     """Train at `depth` on Ray and write the student."""
+    from tasks.recovery_checkpoints import newest_checkpoint, read_rows, step_of
     from tasks.recovery_cost import check_memory
     from tasks.recovery_view import kept_metrics, read_history
     from tasks.recovery_watch import STORAGE
-    from tasks.recovery_worker import end_leftovers, newest_checkpoint, read_rows
+    from tasks.recovery_worker import end_leftovers
     from vdmini_core.distillation.optim import adamw8bit
 
     if job.params.distill.optimizer == "adamw8bit":
@@ -86,7 +87,7 @@ def recover(job: StageJob, depth: Depth) -> StageOutcome:
     spec = make_spec(job, depth)
     storage = job.work.resolve() / STORAGE
     found = newest_checkpoint(storage)
-    resumed = _step_of(found)
+    resumed = step_of(found)
     started = time.perf_counter()
     if resumed < job.params.distill.steps:
         if resumed:
@@ -94,7 +95,7 @@ def recover(job: StageJob, depth: Depth) -> StageOutcome:
         with _ray_settings():
             fit(job, spec, storage, found)
     found = newest_checkpoint(storage)
-    if found is None or _step_of(found) < job.params.distill.steps:
+    if found is None or step_of(found) < job.params.distill.steps:
         raise TrainingError("the recovery ended without its last checkpoint", found=str(storage))
     seconds = time.perf_counter() - started
     rows = read_rows(found / "losses.jsonl")
@@ -134,27 +135,31 @@ def make_spec(job: StageJob, depth: Depth = "full") -> RecoverySpec:
 def fit(job: StageJob, spec: RecoverySpec, storage: Path, found: Path | None) -> None:
     """Train on Ray while this thread, which owns the run pages, forwards the losses."""
     from tasks.ray_runtime import ray_session
+    from tasks.recovery_stop import passed_on, raise_if_stopped
     from tasks.recovery_view import note_restarts
     from tasks.recovery_watch import STARTS
 
     spec = replace(spec, resume_from=str(found) if found else None)
-    _mend_snapshot(storage)
+    _mend_snapshot(storage, found)
     (job.work / "failed.json").unlink(missing_ok=True)
     (job.work / STARTS).unlink(missing_ok=True)
     with ray_session(num_cpus=job.params.distill.workers):
         trainer = make_trainer(job, spec, storage)
-        _watch(job, trainer.fit)
+        with passed_on(job.work):
+            _watch(job, trainer.fit)
     note_restarts(job)
     if (job.work / "failed.json").exists():
         raise TrainingError(**read_json(job.work / "failed.json"))
+    raise_if_stopped(job.work, job.params.distill.steps)
 
 
 def make_trainer(job: StageJob, spec: RecoverySpec, storage: Path) -> Any:
     """The `TorchTrainer`: same storage path and name find the checkpoints of a killed run."""
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api import config as ray_config
 
     from tasks.models import device_of
+    from tasks.recovery_backend import RecoveryTorchConfig
     from tasks.recovery_worker import train_worker
 
     params, gpu = job.params.distill, device_of(job) == "cuda"
@@ -170,9 +175,9 @@ def make_trainer(job: StageJob, spec: RecoverySpec, storage: Path) -> Any:
     return trainer(
         train_worker,
         train_loop_config=spec.to_dict(),
-        torch_config=TorchConfig(backend="nccl" if share == 1 else "gloo"),
+        torch_config=RecoveryTorchConfig(backend="nccl" if share == 1 else "gloo"),
         scaling_config=ray_config.ScalingConfig(
-            num_workers=params.workers,
+            num_workers=(params.min_workers, params.workers) if params.min_workers else params.workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": 1, "GPU": share} if gpu else {"CPU": 1},
         ),
@@ -207,20 +212,22 @@ def _gpu_share(workers: int) -> float:
     return min(1.0, gpus_for(workers) / workers)
 
 
-def _mend_snapshot(storage: Path) -> None:
-    """Ray's list of checkpoints is not written in one piece: drop one that a kill has torn.
+def _mend_snapshot(storage: Path, found: Path | None) -> None:
+    """Drop Ray's list of checkpoints where a kill has torn it, or it lacks the newest one, `found`.
 
-    The workers are told the newest whole checkpoint anyway (`resume_from`).
+    It is not written in one piece, and a checkpoint is whole in storage before it is listed. The workers are
+    told the newest one anyway (`resume_from`).
     """
     path = storage / "checkpoint_manager_snapshot.json"
     if not path.exists():
         return
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))["checkpoint_results"]
-        whole = all((storage / entry["checkpoint_dir_name"]).is_dir() for entry in listed)
+        names = [entry["checkpoint_dir_name"] for entry in listed]
     except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
+        names = [""]
+    whole = all(name and (storage / name).is_dir() for name in names)
+    if not whole or (found is not None and found.name not in names):
         path.unlink()
 
 
@@ -253,8 +260,8 @@ def _progress(job: StageJob) -> Iterator[Callable[[], None]]:
     """A bar with rate and time left, and a function that forwards the rows that are new."""
     from tqdm.auto import tqdm
 
+    from tasks.recovery_checkpoints import read_rows
     from tasks.recovery_view import LiveView
-    from tasks.recovery_worker import read_rows
 
     last, total, bar = 0, job.params.distill.steps, None
     (job.work / "losses.jsonl").unlink(missing_ok=True)
@@ -284,10 +291,6 @@ def _progress(job: StageJob) -> Iterator[Callable[[], None]]:
     finally:
         if bar is not None:
             bar.close()
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return int(read_json(checkpoint / "complete.json")["step"]) if checkpoint else 0
 
 
 @contextmanager

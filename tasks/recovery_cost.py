@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ def check_memory(job: StageJob) -> None:
     from vdmini_core.distillation.cost.estimate import estimate, refuse_unless_fits
 
     kind = device_of(job)
-    device, share = device_here(kind, None, ""), workers_per_device(kind, job.params.distill.workers)
+    params = job.params.distill
+    device, share = device_here(kind, None, ""), workers_per_device(kind, params.workers)
     plan = job.artifact("prune") / "student" / "plan.json"
     try:
         case = make_case(job.params, str(job.artifact("teacher") / "pipeline"), plan)
@@ -36,6 +38,11 @@ def check_memory(job: StageJob) -> None:
         job.monitor.note(f"whether distill fits into memory is not known: {reason}")
         return
     refuse_unless_fits(case, found, share)
+    if params.min_workers and params.min_workers < params.workers:  # each has more of the batch then
+        share = workers_per_device(kind, params.min_workers)
+        case = replace(case, choices=replace(case.choices, workers=params.min_workers))
+        found = estimate(case, device, per_device=share)
+        refuse_unless_fits(case, found, share)
     if found.there is not None and found.need > TIGHT * found.there:
         job.monitor.note(
             f"distill needs about {found.need / GIB:.1f} GiB a worker of {found.there / GIB:.1f} GiB: "

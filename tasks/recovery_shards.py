@@ -1,17 +1,14 @@
-"""Checkpoints of a recovery in parts: every worker reports its own, Ray puts them into one folder."""
+"""Checkpoints of a recovery in parts: every worker sends its own, Ray puts them into one folder."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 
-from tasks.recovery_watch import checkpoint_name
-from tasks.recovery_worker import load_state, save_checkpoint
+from tasks.recovery_checkpoints import load_state, save_checkpoint
 from vdmini_core.distillation.depth import load_recovered
 from vdmini_core.distillation.guards import History
 from vdmini_core.distillation.recovery_step import RecoveryStep
@@ -21,30 +18,21 @@ from vdmini_core.params import DistillParams
 SHARDS = "shards"
 
 
-def report_sharded(
-    recovery: RecoveryStep, rows: list[dict[str, Any]], work: Path, rank: int, history: History
+def write_parts(
+    recovery: RecoveryStep, rows: list[dict[str, Any]], rank: int, history: History, folder: Path
 ) -> None:
-    """Hand Ray this worker's parts; a barrier, so all call it equally often.
+    """Write this worker's parts; all workers call it.
 
     The list of sizes that makes a checkpoint complete names the files of all workers: a folder that lacks
     what one of them was still sending does not count.
     """
-    from ray import train
-
-    folder = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=work))
-    try:
-        rest = save_sharded(recovery, folder / SHARDS)
-        sizes = {f"{SHARDS}/{path.name}": path.stat().st_size for path in (folder / SHARDS).iterdir()}
-        everyone: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyone, sizes)
-        if rank == 0:
-            parts = {name: count for each in everyone for name, count in each.items()}
-            save_checkpoint(rest, rows, folder, history, parts)
-        checkpoint = train.Checkpoint.from_directory(folder)
-        name = checkpoint_name(recovery.step_count)
-        train.report(rows[-1], checkpoint=checkpoint, checkpoint_dir_name=name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    rest = save_sharded(recovery, folder / SHARDS)
+    sizes = {f"{SHARDS}/{path.name}": path.stat().st_size for path in (folder / SHARDS).iterdir()}
+    everyone: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, sizes)
+    if rank == 0:
+        parts = {name: count for each in everyone for name, count in each.items()}
+        save_checkpoint(rest, rows, folder, history, parts)
 
 
 def restore(recovery: RecoveryStep, folder: Path) -> None:

@@ -117,7 +117,7 @@ class Watch:
     def after_checkpoint(self) -> None:
         """Remove students that no checkpoint needs."""
         if self.rank == 0:
-            drop_students(self.work, self.recovery.params.select_by)
+            drop_students(self.work, self.recovery.params.select_by, self.history)
             self.tell()
 
     def _validation_due(self) -> bool:
@@ -207,15 +207,19 @@ def export_student(weights: dict[str, Tensor], source: Path, folder: Path) -> No
     partial.rename(folder)
 
 
-def drop_students(work: Path, select_by: str) -> None:
-    """Remove the students that belong to no checkpoint and are not the best that one of them knows."""
-    needed: set[Path] = set()
+def drop_students(work: Path, select_by: str, live: History) -> None:
+    """Remove the students that belong to no checkpoint and are not the best that one of them knows.
+
+    `live` is the history up to now: its checkpoint may still be on its way.
+    """
+    known = [live]
     for path in (work / STORAGE).glob("checkpoint-*"):
         try:
-            history = History(**read_json(path / HISTORY))
+            known.append(History(**read_json(path / HISTORY)))
         except (VDMiniError, OSError, TypeError):
-            continue  # being removed by Ray
-        needed |= {student_folder(work, step) for step in (history.saved, history.best(select_by)) if step}
+            continue  # being removed by Ray, or not whole yet
+    steps = {step for history in known for step in (history.saved, history.best(select_by)) if step}
+    needed = {student_folder(work, step) for step in steps}
     for folder in (work / STUDENTS).glob("step-*"):
         if folder not in needed:
             shutil.rmtree(folder, ignore_errors=True)

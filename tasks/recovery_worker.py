@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,20 +19,29 @@ from ray.train.torch import get_device
 from torch.distributed.device_mesh import DeviceMesh
 
 from tasks.encoding import EncodeSpec, recovery_source
+from tasks.recovery_checkpoints import (
+    LOSSES,
+    Outbox,
+    is_complete,
+    newest_checkpoint,
+    read_rows,
+    save_checkpoint,
+)
+from tasks.recovery_stop import Notice, Notices, learning
 from tasks.recovery_watch import HISTORY, STARTS, STORAGE, Watch, checkpoint_name
 from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.distillation.ahead import BatchesAhead
 from vdmini_core.distillation.data import RecoveryBatches, seed_of
 from vdmini_core.distillation.guards import History
 from vdmini_core.distillation.recovery_step import RecoveryStep
-from vdmini_core.distillation.workers import Average, average_over, mesh_over
+from vdmini_core.distillation.workers import Average, meet, mesh_over
 from vdmini_core.errors import TrainingError, VDMiniError
 from vdmini_core.models.base import SamplingSettings
 from vdmini_core.models.denoiser import load_denoiser
 from vdmini_core.models.registry import family_of
 from vdmini_core.params import DistillParams
 
-STATE, LOSSES, COMPLETE, FAILED = "state.pt", "losses.jsonl", "complete.json", "failed.json"
+FAILED = "failed.json"
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,27 @@ class RecoverySpec:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a worker stands among the others.
+
+    Attributes:
+        device: of this worker.
+        rank: of this worker.
+        world: number of workers.
+        mesh: over which the models are spread, for `parallel: fsdp2`.
+        notices: what the workers are told.
+        outbox: takes this worker's checkpoints to storage.
+    """
+
+    device: torch.device
+    rank: int
+    world: int
+    mesh: DeviceMesh | None
+    notices: Notices
+    outbox: Outbox
+
+
 def train_worker(config: dict[str, Any]) -> None:
     """The training function of the `TorchTrainer`, the same on every worker.
 
@@ -66,52 +96,48 @@ def train_worker(config: dict[str, Any]) -> None:
     driver instead of raised, as Ray's trying again would only meet it again.
     """
     spec = RecoverySpec(**config)
-    context = train.get_context()
+    context, work = train.get_context(), Path(spec.work)
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(spec.threads)
-    _sign_in(Path(spec.work), rank)
+    _sign_in(work, rank)
     device = get_device()
     mesh = mesh_over(world, device) if spec.params["parallel"] == "fsdp2" else None
+    place = Place(device, rank, world, mesh, Notices(work, rank, world), Outbox(work))
     broken: History | None = None
     try:
-        while (broken := attempt(spec, device, rank, world, broken, mesh)) is not None:
-            pass
+        with learning(work, rank):
+            while (broken := attempt(spec, place, broken)) is not None:
+                place.outbox.wait()
+                meet(world)
     except TrainingError as error:
         if rank == 0:
-            write_json(Path(spec.work) / FAILED, {k: getattr(error, k) for k in ERROR_PARTS})
+            write_json(work / FAILED, {k: getattr(error, k) for k in ERROR_PARTS})
+    finally:
+        place.outbox.close()
 
 
-def attempt(
-    spec: RecoverySpec,
-    device: torch.device,
-    rank: int,
-    world: int,
-    broken: History | None,
-    mesh: DeviceMesh | None = None,
-) -> History | None:
-    """Train from the last checkpoint, or the beginning, to the end.
+def attempt(spec: RecoverySpec, place: Place, broken: History | None) -> History | None:
+    """Train from the last checkpoint, or the beginning, to the end, or until the workers are told to stop.
 
     Args:
         spec: what to train.
-        device: of this worker.
-        rank: of this worker.
-        world: number of workers.
+        place: of this worker.
         broken: what the attempt before returned.
-        mesh: the workers over which the models are spread, for `parallel: fsdp2`.
 
     Returns:
         The history with one more rollback where a step broke, None at the end.
 
     Raises:
         TrainingError: where no rollback is left.
+        NodeDrained: where Ray is to start the workers elsewhere.
     """
-    recovery, batches = build(spec, device, average_over(world), mesh)
+    recovery, batches = build(spec, place.device, place.notices.average, place.mesh)
     rows, history = resume(recovery, spec, broken)
-    if rank == 0 and broken is None:
+    if place.rank == 0 and broken is None:
         with (Path(spec.work) / STARTS).open("a", encoding="utf-8") as starts:
             starts.write(json.dumps({"step": recovery.step_count}) + "\n")
     try:
-        train_loop(recovery, batches, rows, spec, rank, world, history)
+        train_loop(recovery, batches, rows, spec, place, history)
     except TrainingError as error:
         history.roll_back(error, recovery.step_count + 1, recovery.params)
         return history
@@ -162,107 +188,71 @@ def train_loop(
     batches: RecoveryBatches,
     rows: list[dict[str, Any]],
     spec: RecoverySpec,
-    rank: int,
-    world: int,
+    place: Place,
     history: History,
 ) -> None:
-    """Step to the end, reporting a checkpoint every `checkpoint_every` steps and at the last one."""
-    watch = Watch(spec, recovery, history, rank)
-    params, device = recovery.params, next(recovery.student.parameters()).device
-    live = Path(spec.work) / LOSSES if rank == 0 else Path(os.devnull)
-    ahead = BatchesAhead(batches, params.steps, device)
+    """Step to the end, sending a checkpoint every `checkpoint_every` steps and at the last one.
+
+    Where the workers are told to stop, they save themselves after the present step and leave. Such a
+    checkpoint is none to which a rollback leads: where those lie must not depend on it.
+    """
+    watch = Watch(spec, recovery, history, place.rank)
+    params, work = recovery.params, Path(spec.work)
+    live = work / LOSSES if place.rank == 0 else Path(os.devnull)
+    ahead = BatchesAhead(batches, params.steps, next(recovery.student.parameters()).device)
     with ahead, live.open("w", encoding="utf-8", buffering=1) as log:
         log.writelines(json.dumps(row) + "\n" for row in rows)
         watch.tell()
         spent: list[float] = []
         while recovery.step_count < params.steps:
             began = time.perf_counter()
-            batch = ahead.batch(recovery.step_count, rank, world)
+            batch = ahead.batch(recovery.step_count, place.rank, place.world)
             terms = recovery.step(batch)
             spent.append(time.perf_counter() - began)
             rows.append({"step": recovery.step_count, **{k: float(f"{v:.7g}") for k, v in terms.items()}})
             log.write(json.dumps({**rows[-1], "live": watch.vitals(spent)}) + "\n")
             watch.after_step()
+            notice = place.notices.after_step() if recovery.step_count < params.steps else None
             if watch.checkpoint_due():
                 watch.before_checkpoint()
-                report(recovery, rows, Path(spec.work), rank, history)
+                history.saved = recovery.step_count
+                report(recovery, rows, place, history, notice)
                 watch.after_checkpoint()
-    if rank == 0 and spent:
+            elif notice:
+                report(recovery, rows, place, history, notice)
+            if notice:
+                place.notices.leave(notice, recovery.step_count)
+                return
+    if place.rank == 0 and spent:
         speed = {
             "ms_per_step": round(1000 * median(spent), 1),
             **ahead.waiting(spent),
             **watch.speed(spent),
         }
-        write_json(Path(spec.work) / "speed.json", speed)
+        write_json(work / "speed.json", speed)
 
 
 def report(
-    recovery: RecoveryStep, rows: list[dict[str, Any]], work: Path, rank: int, history: History
-) -> None:
-    """Hand Ray a checkpoint (rank 0) or nothing (the others); a barrier, so all call it equally often."""
-    history.saved = recovery.step_count
-    if recovery.sharded:
-        from tasks.recovery_shards import report_sharded
-
-        report_sharded(recovery, rows, work, rank, history)
-        return
-    if rank:
-        train.report(rows[-1])
-        return
-    folder = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=work))
-    try:
-        save_checkpoint(recovery.state_dict(), rows, folder, history)
-        checkpoint = train.Checkpoint.from_directory(folder)
-        name = checkpoint_name(recovery.step_count)
-        train.report(rows[-1], checkpoint=checkpoint, checkpoint_dir_name=name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def save_checkpoint(
-    state: dict[str, Any],
+    recovery: RecoveryStep,
     rows: list[dict[str, Any]],
-    folder: Path,
+    place: Place,
     history: History,
-    more: dict[str, int] | None = None,
+    notice: Notice | None = None,
 ) -> None:
-    """Write state, curve and history so far, and the sizes by which a torn copy is told from a whole one.
+    """Send a checkpoint: rank 0's, or every worker's parts of it; a barrier, all call it equally often.
 
-    `more`: sizes of other files that belong to the checkpoint.
+    One that is saved because the workers have to leave (`notice`) is in storage when this comes back.
     """
-    torch.save(state, folder / STATE)
-    (folder / LOSSES).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    write_json(folder / HISTORY, history.to_dict())
-    sizes = {name: (folder / name).stat().st_size for name in (STATE, LOSSES, HISTORY)}
-    write_json(folder / COMPLETE, {"step": state["step"], "sizes": {**sizes, **(more or {})}})
+    name = checkpoint_name(recovery.step_count)
+    if recovery.sharded:
+        from tasks.recovery_shards import write_parts
 
-
-def is_complete(folder: Path) -> bool:
-    """Whether every file of a checkpoint is there in full."""
-    try:
-        sizes = read_json(folder / COMPLETE)["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (VDMiniError, OSError, KeyError, TypeError):
-        return False
-
-
-def newest_checkpoint(run: Path) -> Path | None:
-    """The last complete checkpoint below a run's storage folder."""
-    return next((p for p in sorted(run.glob("checkpoint-*"), reverse=True) if is_complete(p)), None)
-
-
-def load_state(folder: Path) -> dict[str, Any]:
-    """Tensors and numbers of a checkpoint, on the CPU; nothing in it is executed."""
-    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    return state
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `losses.jsonl`; a last line that was cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+        fill: Any = partial(write_parts, recovery, rows, place.rank, history)
+    elif place.rank == 0:
+        fill = partial(save_checkpoint, recovery.state_dict(), rows, history=history)
+    else:
+        fill = None
+    place.outbox.send(rows[-1], name, fill, stay=notice is not None)
 
 
 def resume(
@@ -274,6 +264,8 @@ def resume(
     """
     if broken is not None:
         folder = Path(spec.work) / STORAGE / checkpoint_name(broken.saved)
+        if broken.saved and not is_complete(folder):  # two that were saved in haste have taken its place
+            folder = newest_checkpoint(folder.parent) or folder
         rows, history = _restore(recovery, folder) if broken.saved else ([], History())
         history.rollbacks = broken.rollbacks
         recovery.rate_scale = history.rate_scale

@@ -236,6 +236,9 @@ class DistillParams(Section):
     steps: int = Field(48, ge=1)
     batch_size: int = Field(2, ge=1, description="clips per step over all workers")
     workers: int = Field(2, ge=1, description="Ray Train workers")
+    min_workers: int = Field(
+        0, ge=0, description="fewest workers it starts or goes on with while there are no more; 0: all"
+    )
     learning_rate: float = Field(5e-4, gt=0, lt=1)
     temporal_learning_rate_scale: float = Field(1.0, gt=0, le=10)
     head_learning_rate: float = Field(3e-4, gt=0, lt=1, description="discriminator heads")
@@ -291,13 +294,17 @@ class DistillParams(Section):
 
     @model_validator(mode="after")
     def _whole_batches(self) -> DistillParams:
-        if self.batch_size % self.workers:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of workers {self.workers}")
-        if self.batch_size // self.workers % self.accumulation:
-            raise ValueError(
-                f"a worker's share of {self.batch_size // self.workers} clips (batch_size / workers) is not "
-                f"a multiple of accumulation {self.accumulation}"
-            )
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}")
+        for workers in range(self.min_workers or self.workers, self.workers + 1):
+            named = f"workers {workers}" + (" (from min_workers on)" if workers < self.workers else "")
+            if self.batch_size % workers:
+                raise ValueError(f"batch_size {self.batch_size} is not a multiple of {named}")
+            if self.batch_size // workers % self.accumulation:
+                raise ValueError(
+                    f"a worker's share of {self.batch_size // workers} clips (batch_size / {named}) is not "
+                    f"a multiple of accumulation {self.accumulation}"
+                )
         return self
 
     @model_validator(mode="after")

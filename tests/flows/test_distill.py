@@ -20,14 +20,14 @@ import pytest
 import torch
 from ray.cluster_utils import Cluster
 
-from tasks.recovery_worker import (
+from tasks.recovery_checkpoints import (
     COMPLETE,
-    end_leftovers,
     is_complete,
     newest_checkpoint,
     read_rows,
     save_checkpoint,
 )
+from tasks.recovery_worker import end_leftovers
 from vdmini_core.artifacts import read_json, tree_digests, write_json
 from vdmini_core.data.clips import save_clips
 from vdmini_core.distillation.guards import History

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vdmini_core.convert.videocrafter import convert_videocrafter
 from vdmini_core.errors import ModelError
 from vdmini_core.models import load_denoiser
 from vdmini_core.models.fps_unet import guidance_embedding
+from vdmini_core.models.registry import fingerprint
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(
@@ -148,3 +150,25 @@ def test_it_is_saved_and_loaded_bit_by_bit(tmp_path):
     again = load_denoiser(tmp_path)
     assert type(again) is type(model) and not again.training
     assert torch.equal(again(**given).sample, model(**given).sample)
+
+
+def test_layers_are_computed_twice_and_the_gradient_is_the_same():
+    plain = tiny_unet()
+    again = copy.deepcopy(plain)
+    again.enable_gradient_checkpointing()
+    calls = []
+    for path in ("resnets", "temp_convs"):  # on the way in: torch ends the second computation early
+        layer = again.get_submodule(f"down_blocks.0.{path}.0")
+        first = next(m for m in layer.children() if next(m.parameters(), None) is not None)
+        first.register_forward_pre_hook(lambda *_, path=path: calls.append(path))
+    copied = copy.deepcopy(again)
+    for unet in (plain, again):
+        unet.requires_grad_(True)
+        unet(**inputs()).sample.square().mean().backward()
+    assert calls.count("resnets") == 2 and calls.count("temp_convs") == 2
+    for (name, one), two in zip(plain.named_parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, msg=name)
+    copied.requires_grad_(True)
+    copied(**inputs()).sample.mean().backward()  # a copy has layers of its own
+    assert copied.get_submodule("down_blocks.0.resnets.0.conv1").weight.grad is not None
+    assert fingerprint(again) == fingerprint(plain)

@@ -12,11 +12,14 @@ from typing import Any
 
 import av
 import pytest
+import ray.train
 import torch
 from recovery_toys import toy_batches, toy_params, toy_step, toy_unet
 from torch import Tensor
 
 import tasks.recovery_worker as worker
+from tasks.recovery_checkpoints import is_complete, load_state, newest_checkpoint, read_rows
+from tasks.recovery_stop import STOP, STOPPED, raise_if_stopped
 from tasks.recovery_watch import STORAGE, STUDENTS, checkpoint_name, student_folder
 from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.data.clip_source import as_source
@@ -25,6 +28,7 @@ from vdmini_core.distillation.encoding import ClipEncoder
 from vdmini_core.distillation.guards import History
 from vdmini_core.distillation.latents import precompute
 from vdmini_core.distillation.optim import rate_at
+from vdmini_core.distillation.recovery_step import RecoveryStep
 from vdmini_core.distillation.utilisation import peak_flops, step_flops
 from vdmini_core.errors import ParamsError, TrainingError
 from vdmini_core.models.denoiser import load_denoiser
@@ -85,10 +89,15 @@ def recover(
     """Runs the worker's function with this process in Ray's place; returns the scratch folder."""
     monkeypatch.setattr(worker, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(worker, "load_denoiser", lambda folder, _: _fresh(loaded[Path(folder).name]).unet)
-    plain = RecoveryBatches.batch
+    plain, plain_step = RecoveryBatches.batch, RecoveryStep.step
 
     def run(
-        name: str, broken: tuple[int, ...] = (), kill_at: int = 0, student: str = "student", **changes: Any
+        name: str,
+        broken: tuple[int, ...] = (),
+        kill_at: int = 0,
+        stop_at: int = 0,
+        student: str = "student",
+        **changes: Any,
     ) -> Path:
         work = tmp_path / name
         if not work.exists():
@@ -104,8 +113,17 @@ def recover(
                 return replace(found, clean_BFChw=torch.full_like(found.clean_BFChw, math.nan))
             return found
 
+        def learn(self: RecoveryStep, given: Any) -> dict[str, float]:
+            if self.step_count + 1 == stop_at:
+                write_json(work / STOP, {})
+            return plain_step(self, given)
+
+        monkeypatch.setattr(RecoveryStep, "step", learn)
         monkeypatch.setattr(RecoveryBatches, "batch", batch)
-        monkeypatch.setattr(worker, "train", _Session(work))
+        session = _Session(work)
+        monkeypatch.setattr(worker, "train", session)
+        for part in ("report", "Checkpoint", "get_preemption_info"):
+            monkeypatch.setattr(ray.train, part, getattr(session, part))
         params = DistillParams.model_validate(
             {
                 **{"steps": STEPS, "checkpoint_every": EVERY, "batch_size": 2, "workers": 1},
@@ -114,7 +132,7 @@ def recover(
                 **{"lambda_icd": 0, "lambda_mca": 0, "task_loss": "reconstruction", **changes},
             }
         )
-        found = worker.newest_checkpoint(work / STORAGE)
+        found = newest_checkpoint(work / STORAGE)
         spec = worker.RecoverySpec(
             teacher=str(source / "teacher"),
             student=str(source / student),
@@ -153,21 +171,27 @@ class _Session:
     def get_checkpoint(self) -> None:
         return None
 
+    def get_preemption_info(self) -> None:
+        return None
+
     def from_directory(self, folder: Path) -> Path:
         return folder
 
-    def report(self, metrics: dict[str, Any], checkpoint: Path, checkpoint_dir_name: str) -> None:
+    def report(
+        self, metrics: dict[str, Any], checkpoint: Path, checkpoint_dir_name: str, **_: object
+    ) -> None:
         shutil.copytree(checkpoint, self.storage / checkpoint_dir_name)
+        shutil.rmtree(checkpoint)
         for old in sorted(self.storage.iterdir())[:-2]:
             shutil.rmtree(old)
 
 
 def end_of(work: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], History]:
-    folder = worker.newest_checkpoint(work / STORAGE)
+    folder = newest_checkpoint(work / STORAGE)
     assert folder is not None
-    state = worker.load_state(folder)
+    state = load_state(folder)
     weights = {**state["student"], **{f"ema.{k}": v for k, v in state["ema"]["tensors"].items()}}
-    return weights, worker.read_rows(folder / "losses.jsonl"), History(**read_json(folder / "history.json"))
+    return weights, read_rows(folder / "losses.jsonl"), History(**read_json(folder / "history.json"))
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -191,6 +215,19 @@ def test_a_broken_step_is_tried_again_at_half_the_rate_and_kills_change_nothing(
             recover(name, broken=(3,), kill_at=kill_at)
         found = end_of(recover(name, broken=again))
         assert same(found[0], once[0]) and found[1:] == once[1:], name
+
+
+def test_told_to_stop_it_saves_itself_and_no_rollback_leads_there(recover: Callable[..., Path]) -> None:
+    once = end_of(recover("once", broken=(4,), checkpoint_every=2))
+    work = recover("told", stop_at=3, checkpoint_every=2)
+    with pytest.raises(TrainingError, match=f"saved at step 3 of {STEPS}"):
+        raise_if_stopped(work, STEPS)
+    found = newest_checkpoint(work / STORAGE)
+    assert found == work / STORAGE / checkpoint_name(3) and is_complete(found)
+    (work / STOP).unlink()  # as the next driver does
+    again = end_of(recover("told", broken=(4,), checkpoint_every=2))
+    assert same(again[0], once[0]) and again[1:] == once[1:]
+    assert again[2].rollbacks[0]["back_to"] == 2 and not (work / STOPPED).exists()
 
 
 def test_a_run_may_go_back_to_its_beginning_and_ends_when_nothing_helps(recover: Callable[..., Path]) -> None:
@@ -230,7 +267,7 @@ def test_the_best_student_survives_a_kill_and_others_go(recover: Callable[..., P
     # those of the checkpoints that are left, and the best that these know
     assert sorted(p.name for p in (work / STUDENTS).iterdir()) == [f"step-{s:08d}" for s in (1, 3, 4)]
     exported = load_denoiser(student_folder(work, 4)).state_dict()
-    state = worker.load_state(work / STORAGE / checkpoint_name(4))
+    state = load_state(work / STORAGE / checkpoint_name(4))
     assert same(exported, {**state["student"], **state["ema"]["tensors"]})
     assert type(load_pipeline(student_folder(work, 1))).__name__ == "StableVideoDiffusionPipeline"
 
@@ -243,7 +280,7 @@ def test_sample_videos_and_live_figures(recover: Callable[..., Path]) -> None:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     middle = frames[0].shape[1] // 2
     assert len(frames) == 2 and (frames[0][40:, : middle - 8] != frames[0][40:, middle + 8 :]).any()
-    live = [row["live"] for row in worker.read_rows(work / "losses.jsonl")]
+    live = [row["live"] for row in read_rows(work / "losses.jsonl")]
     norms = {"grad_norm/spatial", "grad_norm/temporal", "grad_norm/heads"}
     assert set(live[0]) == norms | {"clips_per_s", "memory/rss_peak_mib", "seconds_left"}
     assert live[-1]["seconds_left"] == 0 and live[0]["clips_per_s"] > 0

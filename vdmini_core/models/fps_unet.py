@@ -25,6 +25,7 @@ from vdmini_core.errors import ModelError
 from vdmini_core.models import removal, topology
 from vdmini_core.models.narrow import narrow_inside
 from vdmini_core.models.pruned_unet import swap_modules
+from vdmini_core.models.recomputed import recompute_layers
 
 DOWN_BLOCKS = (*("CrossAttnDownBlock3D",) * 3, "DownBlock3D")
 UP_BLOCKS = ("UpBlock3D", *("CrossAttnUpBlock3D",) * 3)
@@ -90,6 +91,7 @@ class UNet3DFpsConditionModel(UNet3DConditionModel):
 
     # model_index.json names a foreign class by its module; diffusers finds it there once that is imported.
     __module__ = "vdmini_core"
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -193,6 +195,11 @@ class UNet3DFpsConditionModel(UNet3DConditionModel):
             return_dict=return_dict,
             **stock,
         )
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
+        """Resnets and temporal convolutions are computed twice too; the stock class knows attention alone."""
+        recompute_layers(self)
+        super().enable_gradient_checkpointing(gradient_checkpointing_func)
 
     def _check_conditions(self, guidance: Tensor | None, motion: Tensor | None) -> None:
         config = cast(Any, self).config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -12,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vdmini_core.distillation.cost.batch import meta_batch
 from vdmini_core.distillation.cost.ledger import ACTIVATIONS, GRADIENTS, Ledger
 from vdmini_core.distillation.cost.rules import DeviceRules, Kind
 from vdmini_core.distillation.data import RecoveryBatch
 from vdmini_core.distillation.losses import total_loss
 from vdmini_core.distillation.recovery_step import RecoveryStep
 from vdmini_core.errors import ModelError
-from vdmini_core.models.base import Conditions, Family, SamplingSettings
+from vdmini_core.models.base import Family, SamplingSettings
+from vdmini_core.models.dit.counting import ShapesWhereWeightsAre, real_tables
 from vdmini_core.models.dit.table import ARCHITECTURES
-from vdmini_core.models.flops import unet_inputs
 from vdmini_core.params import DistillParams
 
 # What allocators keep and kernels use inside, over the activations. On a CPU (glibc, oneDNN) set by
@@ -44,7 +46,8 @@ class Choices:
         batch: clips a step over all workers.
         workers: processes.
         accumulation: parts a worker's clips are passed in, one after the other.
-        checkpointing: blocks of the student keep their inputs alone and run again in the backward pass.
+        checkpointing: blocks of student and encoder keep their inputs alone and run again in the backward
+            pass.
         sharded: parameters, gradients and optimiser are spread over the workers (FSDP2).
         bf16: matrix products in bfloat16 by autocast; weights stay in float32.
         optimizer: its name.
@@ -127,19 +130,24 @@ def rehearse(
         device: which kind the real step runs on; attention and autocast differ.
 
     Raises:
-        ModelError: checkpointing asked of a student that cannot, or conditions of an unknown kind.
+        ModelError: checkpointing asked of a model that cannot, or conditions of an unknown kind.
     """
+    transformer = type(teacher).__name__ in ARCHITECTURES
+    if transformer:
+        teacher, student = _with_tables(teacher), _with_tables(student)
     if choices.checkpointing:
-        student = _checkpointed(student, device, choices.bf16)
+        teacher, student = (_checkpointed(model, device, choices.bf16) for model in (teacher, student))
     plain = _plain(params, choices.clips)
     batch = meta_batch(family, teacher, settings, choices.clips)
-    with Ledger() as building:
+    # a transformer looks into its masks: what is made of inputs alone is computed there
+    shapes: Any = ShapesWhereWeightsAre if transformer else nullcontext
+    with shapes(), Ledger() as building, DeviceRules(device, choices.bf16):
         step = RecoveryStep(
             family, student, teacher, feature_pairs, plain, batch, one_step=settings.steps == 1
         )
     shards = choices.workers if choices.sharded else 1
     ledger = Ledger(1 / shards, building.known)
-    with _gradients_booked(ledger, step):
+    with shapes(), _gradients_booked(ledger, step):
         _run(ledger, step, batch, choices, DeviceRules(device, choices.bf16))
     weights, learned = _bytes(step.student), _learned(step.student)
     parts = {
@@ -205,6 +213,7 @@ def _forward_of(module: nn.Module, ledger: Ledger, phase: str) -> Iterator[None]
         forward: Any = module.forward
         seen: list[bool] = []
 
+        @functools.wraps(forward)  # taps look at its signature
         def counting(*args: Any, **kwargs: Any) -> Any:
             first = not seen and not torch.is_grad_enabled()
             seen.append(True)
@@ -214,39 +223,6 @@ def _forward_of(module: nn.Module, ledger: Ledger, phase: str) -> Iterator[None]
         module.forward = counting
         stack.callback(delattr, module, "forward")
         yield
-
-
-def meta_batch(family: Family, denoiser: Any, settings: SamplingSettings, clips: int) -> RecoveryBatch:
-    """A batch of the right shapes without memory.
-
-    Raises:
-        ModelError: for a denoiser whose conditions are not known here.
-    """
-    of_clips = type(denoiser).__name__ in ARCHITECTURES  # some transformers have the key, too
-    if of_clips or not hasattr(getattr(denoiser, "config", None), "cross_attention_dim"):
-        raise ModelError(f"the cost of recovering a {type(denoiser).__name__} is not known yet")
-    height, width = settings.latent_size
-    shape = (clips, settings.frames, denoiser.config.out_channels, height, width)
-    inputs = unet_inputs(denoiser, settings.frames, height, width)
-
-    def wide(one: Tensor) -> Tensor:
-        return torch.zeros(clips, *one.shape[1:], device="meta")
-
-    if hasattr(denoiser, "fps_embedding"):
-        text = wide(inputs[2])
-        numbers = {name: torch.zeros(clips, device="meta") for name in ("fps", "guidance")}
-        seeds = torch.zeros(clips, dtype=torch.long, device="meta")
-        given = {"text": text, "negative_text": torch.zeros_like(text), **numbers, "seed": seeds}
-    else:
-        image = torch.zeros(clips, *shape[2:], device="meta")
-        given = {
-            "image_latents": image,
-            "image_embeds": wide(inputs[2]),
-            "added_time_ids": wide(inputs[3]),
-        }
-    clean, noisy, renoise = (torch.zeros(shape, device="meta") for _ in range(3))
-    level, renoise_level = (torch.zeros(clips, device="meta") for _ in range(2))
-    return RecoveryBatch(clean, noisy, level, renoise, renoise_level, Conditions(given))
 
 
 def smaller(settings: SamplingSettings, frames: int | None, size: tuple[int, int] | None) -> SamplingSettings:
@@ -263,9 +239,17 @@ def _plain(params: DistillParams, clips: int) -> DistillParams:
     return params.model_copy(update=update | {"workers": 1, "batch_size": clips, "precision": "fp32"})
 
 
-def _checkpointed(student: nn.Module, device: Kind, bf16: bool) -> nn.Module:
+def _with_tables(model: nn.Module) -> nn.Module:
+    """A copy whose buffers have values, which a transformer may look at; its weights have shapes alone."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        real_tables(module, root=False)
+    return model
+
+
+def _checkpointed(model: nn.Module, device: Kind, bf16: bool) -> nn.Module:
     """A copy whose blocks run again in the backward pass, under the rules, which are suspended there."""
-    student = copy.deepcopy(student)
+    model = copy.deepcopy(model)
 
     def again(module: Any, *args: Any) -> Any:
         return checkpoint(
@@ -275,16 +259,16 @@ def _checkpointed(student: nn.Module, device: Kind, bf16: bool) -> nn.Module:
             context_fn=lambda: (nullcontext(), DeviceRules(device, bf16)),
         )
 
-    enable: Any = getattr(student, "enable_gradient_checkpointing", None)
+    enable: Any = getattr(model, "enable_gradient_checkpointing", None)
     try:
         if enable is None:
             raise ValueError("it has no such switch")
         enable(again)
     except ValueError as error:
         raise ModelError(
-            f"{type(student).__name__} does not support activation checkpointing", found=str(error)
+            f"{type(model).__name__} does not support activation checkpointing", found=str(error)
         ) from None
-    return student
+    return model
 
 
 def _size(tensor: Tensor) -> int:

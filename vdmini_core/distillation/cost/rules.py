@@ -19,6 +19,7 @@ LOWERED = {
     F.linear, F.conv1d, F.conv2d, F.conv3d, F.scaled_dot_product_attention, torch.matmul, torch.bmm,
     torch.mm, torch.addmm, torch.baddbmm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.baddbmm,
 }  # fmt: skip
+QKV = ("query", "key", "value")
 # On a GPU these run in float32; on a CPU they take what they get.
 RAISED_ON_GPU = {
     F.group_norm, F.layer_norm, torch.group_norm, torch.layer_norm, F.softmax, torch.softmax, Tensor.softmax,
@@ -57,8 +58,10 @@ class DeviceRules(TorchFunctionMode):
             given = {key: self._lower(value) for key, value in given.items()}
         elif self.bf16 and self.kind == "cuda" and func in RAISED_ON_GPU:
             args = tuple(_raise(value) for value in args)
-        if func is F.scaled_dot_product_attention and args[0].is_meta and given.get("attn_mask") is None:
-            return _flash(args[0], args[1], args[2], bool(given.get("is_causal", False)))
+        if func is F.scaled_dot_product_attention:
+            query, key, value = (*args, *(given[name] for name in QKV[len(args) :]))[:3]
+            if query.is_meta:
+                return _flash(query, key, value, bool(given.get("is_causal", False)), given.get("attn_mask"))
         return func(*args, **given)
 
     def _lower(self, value: Any) -> Any:
@@ -75,9 +78,13 @@ def _raise(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """Fused attention: beside its output a kernel of any device keeps one number per query and head."""
+def _flash(query: Tensor, key: Tensor, value: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
+    """Fused attention: beside its output a kernel of any device keeps one number per query and head.
+
+    A mask of truth values is made one of numbers first, and kept.
+    """
+    mask = mask.to(query.dtype) if mask is not None and mask.dtype == torch.bool else mask
     out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, causal, attn_mask=None, scale=None
+        query, key, value, 0.0, causal, attn_mask=mask, scale=None
     )[0]
     return out

@@ -89,7 +89,7 @@ def dit_flops(denoiser: Any, settings: SamplingSettings, text_tokens: int | None
 def _counted(cls: Any, config: str, frames: int, height: int, width: int, tokens: int) -> dict[str, int]:
     model: Any = build_on_meta(cls, json.loads(config))
     for module in model.modules():
-        _real_tables(module, root=module is model)
+        real_tables(module, root=module is model)
     given = arguments(model, Maker(1, frames, height, width, tokens))
     prefix = type(model).__name__ + "."
     with torch.no_grad(), ShapesWhereWeightsAre(), FlopCounterMode(display=False) as counter:
@@ -125,7 +125,7 @@ def video_decoder_flops(vae: Any, settings: SamplingSettings) -> dict[str, int]:
         )
     model: Any = build_on_meta(type(vae), config_of(vae))
     for module in model.modules():
-        _real_tables(module, root=False)
+        real_tables(module, root=False)
     channels = vae.config.get("z_dim") or vae.config["latent_channels"]
     latents = torch.zeros(1, channels, settings.latent_frames, height, width)
     with torch.no_grad(), ShapesWhereWeightsAre(), FlopCounterMode(display=False) as counter:
@@ -133,7 +133,7 @@ def video_decoder_flops(vae: Any, settings: SamplingSettings) -> dict[str, int]:
     return {"": counter.get_total_flops()}
 
 
-def _real_tables(module: nn.Module, root: bool) -> None:
+def real_tables(module: nn.Module, root: bool) -> None:
     """Zeros for buffers, plain tensors and the model's own parameters: small, and some are looked at."""
     for name, buffer in module._buffers.items():
         if buffer is not None and buffer.is_meta:
