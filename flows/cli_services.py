@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -43,41 +43,11 @@ def stop_command(root: RootOption = Path()) -> None:
 @app.command("status")
 def status_command(as_json: JsonOption = False, root: RootOption = Path()) -> None:
     """Sign in at each of them; exit 1 where one does not answer."""
-    from flows.services.setup import load, services_home
+    from flows.services.findings import set_up_here
 
-    setup = load(services_home(root))
-    if setup is None:
+    rows = set_up_here(root)
+    if not rows:
         raise VDMiniError("no services were set up here", fix="make services, or vdmini services start")
-    rows = service_findings(root)
     print_json(rows) if as_json else print_rows(rows)
     if any(row["state"] != "ok" for row in rows):
         raise typer.Exit(1)
-
-
-def service_findings(root: Path) -> list[dict[str, Any]]:
-    """A row per service that was set up here: what, state, detail, to do; none where none were."""
-    from flows.services.control import states
-    from flows.services.programs import PROGRAMS
-    from flows.services.setup import load, services_home
-
-    try:
-        setup = load(services_home(root))
-        known = {} if setup is None else states(setup)
-    except VDMiniError as error:
-        return [{"what": "services", "state": "broken", "detail": error.problem, "to do": error.fix}]
-    rows = []
-    for program in PROGRAMS if setup is not None else ():
-        assert setup is not None
-        row = {"what": f"service {program.says}", "state": "ok", "detail": "", "to do": ""}
-        if set(known.values()) == {"STOPPED"}:
-            row |= {"state": "absent", "detail": "stopped", "to do": "make services"}
-        else:
-            try:
-                row["detail"] = program.check(setup)
-            except VDMiniError as error:
-                detail = f"{error.problem} ({known[program.name]})" + (
-                    f": {error.found}" if error.found else ""
-                )
-                row |= {"state": "broken", "detail": detail, "to do": error.fix}
-        rows.append(row)
-    return rows

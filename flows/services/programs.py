@@ -76,7 +76,7 @@ def _mlflow(setup: Setup) -> list[str]:
     port = str(setup.ports["mlflow"])
     return [
         *(_tool("mlflow"), "server", "--app-name", "basic-auth", "--host", "127.0.0.1", "--port", port),
-        *("--artifacts-destination", "s3://mlflow", "--workers", "2"),
+        *("--artifacts-destination", "s3://mlflow", "--workers", str(_slots())),
     ]
 
 
@@ -86,7 +86,9 @@ def _mlflow_environment(setup: Setup) -> dict[str, str]:
         config,
         "[mlflow]\ndefault_permission = READ\n"
         f"database_uri = {setup.database('mlflow_auth', 'postgresql+psycopg2')}\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        # To hash the password costs a tenth of a second and more, for every request of a run.
+        "auth_cache_ttl_seconds = 60\n",
     )
     return {
         "MLFLOW_BACKEND_STORE_URI": setup.database("mlflow", "postgresql+psycopg2"),
