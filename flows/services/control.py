@@ -20,7 +20,7 @@ from flows.services.programs import PROGRAMS, Program, bare_environment
 from flows.services.setup import BUCKETS, Setup, create, load, port_is_taken
 from vdmini_core.errors import VDMiniError
 
-PATIENCE_S = 180.0  # MLflow and Prefect lay out their tables when they start for the first time
+PATIENCE_S = 300.0  # MLflow and Prefect lay out their tables when they start for the first time
 POLL_S = 0.5
 UP = ("STARTING", "RUNNING", "BACKOFF")
 
@@ -40,15 +40,17 @@ def start(home: Path, say: Callable[[str], None] = lambda line: None) -> Setup:
         setup = create(home)
         _lay_out(setup)
         manager = _manager(setup) or _start_manager(setup)
-        waiting, up = list(PROGRAMS), set[str]()
-        while waiting:
-            ready = [program for program in waiting if up.issuperset(program.after)]
-            for program in ready:
-                _begin(manager, setup, program)
-            for program in ready:
-                say(f"{program.says}: {_until_it_answers(manager, setup, program)}")
-            up |= {program.name for program in ready}
-            waiting = [program for program in waiting if program not in ready]
+        begun, up = dict[str, float](), set[str]()
+        while len(up) < len(PROGRAMS):
+            for program in PROGRAMS:
+                if program.name not in begun and up.issuperset(program.after):
+                    _begin(manager, setup, program)
+                    begun[program.name] = time.monotonic() + PATIENCE_S
+                waits = program.name in begun and program.name not in up
+                if waits and (said := _answer(manager, setup, program, begun[program.name])):
+                    say(f"{program.says}: {said}")
+                    up.add(program.name)
+            time.sleep(POLL_S)
     return setup
 
 
@@ -82,7 +84,9 @@ def restart(setup: Setup, name: str) -> None:
     if _state(manager, name) in UP:
         manager.stopProcess(name, True)
     _begin(manager, setup, program)
-    _until_it_answers(manager, setup, program)
+    deadline = time.monotonic() + PATIENCE_S
+    while not _answer(manager, setup, program, deadline):
+        time.sleep(POLL_S)
 
 
 def halt(setup: Setup, name: str) -> None:
@@ -222,24 +226,23 @@ def _begin(manager: Any, setup: Setup, program: Program) -> None:
     manager.startProcess(program.name, False)
 
 
-def _until_it_answers(manager: Any, setup: Setup, program: Program) -> str:
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            if program.name == "postgres":
-                _databases(setup)
-            return program.check(setup)
-        except VDMiniError as error:
-            state = _state(manager, program.name)
-            if state not in UP or time.monotonic() > deadline:
-                log = setup.home / "logs" / f"{program.name}.log"
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:]) if log.is_file() else ""
-                raise VDMiniError(
-                    f"{program.says} does not come up ({state}): {error.problem}",
-                    found=tail or error.found,
-                    fix=f"{log} says more; then `make services` again",
-                ) from None
-        time.sleep(POLL_S)
+def _answer(manager: Any, setup: Setup, program: Program, deadline: float) -> str:
+    """What a server's check says, empty while it does not answer yet."""
+    try:
+        if program.name == "postgres":
+            _databases(setup)
+        return program.check(setup)
+    except VDMiniError as error:
+        state = _state(manager, program.name)
+        if state in UP and time.monotonic() < deadline:
+            return ""
+        log = setup.home / "logs" / f"{program.name}.log"
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:]) if log.is_file() else ""
+        raise VDMiniError(
+            f"{program.says} does not come up ({state}): {error.problem}",
+            found=tail or error.found,
+            fix=f"{log} says more; then `make services` again",
+        ) from None
 
 
 def _databases(setup: Setup) -> None:

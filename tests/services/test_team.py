@@ -1,4 +1,4 @@
-"""The story against the servers of `make services`: one start of them for the tests of this file, in order."""
+"""The story against the servers of `make services`, started once for the tests of this file, in order."""
 
 from __future__ import annotations
 
