@@ -12,6 +12,7 @@ import time
 import xmlrpc.client
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from flows.services.setup import BUCKETS, Setup, create, load, port_is_taken
 from vdmini_core.errors import VDMiniError
 
 PATIENCE_S = 300.0  # MLflow and Prefect lay out their tables when they start for the first time
+MAX_STARTS = 3
 POLL_S = 0.5
 UP = ("STARTING", "RUNNING", "BACKOFF")
 
@@ -40,12 +42,12 @@ def start(home: Path, say: Callable[[str], None] = lambda line: None) -> Setup:
         setup = create(home)
         _lay_out(setup)
         manager = _manager(setup) or _start_manager(setup)
-        begun, up = dict[str, float](), set[str]()
+        begun, up = dict[str, _Wait](), set[str]()
         while len(up) < len(PROGRAMS):
             for program in PROGRAMS:
                 if program.name not in begun and up.issuperset(program.after):
                     _begin(manager, setup, program)
-                    begun[program.name] = time.monotonic() + PATIENCE_S
+                    begun[program.name] = _Wait()
                 waits = program.name in begun and program.name not in up
                 if waits and (said := _answer(manager, setup, program, begun[program.name])):
                     say(f"{program.says}: {said}")
@@ -84,8 +86,8 @@ def restart(setup: Setup, name: str) -> None:
     if _state(manager, name) in UP:
         manager.stopProcess(name, True)
     _begin(manager, setup, program)
-    deadline = time.monotonic() + PATIENCE_S
-    while not _answer(manager, setup, program, deadline):
+    wait = _Wait()
+    while not _answer(manager, setup, program, wait):
         time.sleep(POLL_S)
 
 
@@ -226,20 +228,34 @@ def _begin(manager: Any, setup: Setup, program: Program) -> None:
     manager.startProcess(program.name, False)
 
 
-def _answer(manager: Any, setup: Setup, program: Program, deadline: float) -> str:
+@dataclass
+class _Wait:
+    """For one server: until when, and the starts that supervisor has made meanwhile."""
+
+    deadline: float = field(default_factory=lambda: time.monotonic() + PATIENCE_S)
+    starts: set[int] = field(default_factory=set)
+
+    def in_vain(self, info: dict[str, Any]) -> bool:
+        """True for one that was given up, falls again and again, or takes too long."""
+        self.starts.add(info["start"])
+        fallen = len(self.starts) > MAX_STARTS
+        return info["statename"] not in UP or fallen or time.monotonic() > self.deadline
+
+
+def _answer(manager: Any, setup: Setup, program: Program, wait: _Wait) -> str:
     """What a server's check says, empty while it does not answer yet."""
     try:
         if program.name == "postgres":
             _databases(setup)
         return program.check(setup)
     except VDMiniError as error:
-        state = _state(manager, program.name)
-        if state in UP and time.monotonic() < deadline:
+        info = manager.getProcessInfo(program.name)
+        if not wait.in_vain(info):
             return ""
         log = setup.home / "logs" / f"{program.name}.log"
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:]) if log.is_file() else ""
         raise VDMiniError(
-            f"{program.says} does not come up ({state}): {error.problem}",
+            f"{program.says} does not come up ({info['statename']}): {error.problem}",
             found=tail or error.found,
             fix=f"{log} says more; then `make services` again",
         ) from None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.services import postgres
-from flows.services.control import _configuration
+from flows.services.control import _configuration, _Wait
 from flows.services.findings import SETTINGS, configured, set_up_here
 from flows.services.programs import PROGRAMS, bare_environment
 from flows.services.setup import BUCKETS, DATABASES, USUAL_PORTS, create, load, services_home
@@ -91,3 +91,12 @@ def test_without_settings_nothing_is_asked(home: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://vdmini:hush@127.0.0.1:9")
     row = next(row for row in configured(ROOT) if row["what"] == "MLflow")
     assert row["state"] == "broken" and "hush" not in str(row) and row["to do"]
+
+
+def test_a_server_that_falls_again_and_again_is_given_up_early() -> None:
+    wait = _Wait()
+    assert not any(wait.in_vain({"start": 1, "statename": "RUNNING"}) for _ in range(9))
+    fallen = [wait.in_vain({"start": start, "statename": "RUNNING"}) for start in (2, 3, 4)]
+    assert fallen == [False, False, True]
+    assert _Wait().in_vain({"start": 1, "statename": "FATAL"})
+    assert _Wait(deadline=0.0).in_vain({"start": 1, "statename": "RUNNING"})
