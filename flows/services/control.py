@@ -21,8 +21,8 @@ from flows.services.programs import PROGRAMS, Program, bare_environment
 from flows.services.setup import BUCKETS, Setup, create, load, port_is_taken
 from vdmini_core.errors import VDMiniError
 
-PATIENCE_S = 300.0  # MLflow and Prefect lay out their tables when they start for the first time
-MAX_STARTS = 3
+PATIENCE_S = 600.0  # MLflow and Prefect lay out their tables when they start for the first time
+MAX_STARTS = 5  # Ray gives up after 30 s, too few on a busy machine
 POLL_S = 0.5
 UP = ("STARTING", "RUNNING", "BACKOFF")
 

@@ -18,7 +18,6 @@ PASSED_ON = (
     *("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"),
     *("OMP_NUM_THREADS", "OPENBLAS_CORETYPE", "CUDA_VISIBLE_DEVICES", "SSL_CERT_FILE"),
 )
-RAY_SYSTEM = '{"health_check_period_ms": 1000, "health_check_failure_threshold": 5}'
 RAY_STORE_BYTES = 256 * 2**20
 
 
@@ -124,20 +123,22 @@ def _slots() -> int:
 
 def _ray_start(*words: str) -> list[str]:
     store = f"--object-store-memory={RAY_STORE_BYTES}"
-    same = (
-        "--node-ip-address=127.0.0.1",
+    # `ray start` binds to all addresses, whatever it is told: the token is what keeps others out.
+    return [
+        _tool("ray"),
+        "start",
+        *words,
         f"--num-cpus={_slots()}",
         store,
         "--disable-usage-stats",
         "--block",
-    )
-    return [_tool("ray"), "start", *words, *same]
+    ]
 
 
 def _ray_head(setup: Setup) -> list[str]:
     folder = f"--temp-dir={setup.run_folder / 'ray'}"
     port = f"--port={setup.ports['ray']}"
-    return _ray_start("--head", port, folder, "--include-dashboard=false", f"--system-config={RAY_SYSTEM}")
+    return _ray_start("--head", port, folder, "--include-dashboard=false")
 
 
 def _ray_worker(setup: Setup) -> list[str]:
