@@ -31,7 +31,7 @@ def add_version(client: MlflowClient, fvd: float, run_id: str | None = None, **c
     tags = {"vdmini.evidence": json.dumps(evidence), "vdmini.checks": '{"unsafe": [], "generates": true}'}
     tags |= {"vdmini.teacher": "f00d", "vdmini.plan_sha256": "91a4", "vdmini.data": "da7a"}
     tags |= {"vdmini.code": "c0de"}
-    return str(client.create_model_version("toy", "s3://nowhere", run_id, tags=tags).version)
+    return str(client.create_model_version("toy", "s3://nowhere/student", run_id, tags=tags).version)
 
 
 def set_candidate(client: MlflowClient, version: str, alias: str = "candidate") -> None:
