@@ -16,10 +16,12 @@ RULES = PromoteParams(min_gain=0.0)
 ROUNDS = 20
 
 
-def promote_in_step(uri: str, alias: str, counter: Path, barrier: Any, answers: Any) -> None:
-    """Ask for the champion's seat with the version `alias` names, 20 times, each time when all are ready."""
+def promote_in_step(
+    uri: str, alias: str, counter: Path, barrier: Any, answers: Any, rounds: int = ROUNDS
+) -> None:
+    """Ask for the champion's seat with the version `alias` names, each time when all are ready."""
     client = MlflowClient(uri)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         barrier.wait(timeout=300)
         _, decision, _ = promote_candidate(client, "toy", alias, RULES)
         with turn_of(client, "toy"):  # read and write apart: two at once would lose one of the counts

@@ -57,20 +57,20 @@ def client(empty_store: Path, tmp_path: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
-def race(uri: str, counter: Path) -> None:
-    """Two processes, 20 rounds: both ask for the same seat, each with a better student of its own."""
+def race(uri: str, counter: Path, rounds: int = ROUNDS) -> None:
+    """Two processes: both ask for the same seat, each with a better student of its own."""
     counter.write_text("0")
     client = MlflowClient(uri)
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(3), context.Queue()
     racers = [
-        context.Process(target=promote_in_step, args=(uri, alias, counter, barrier, answers))
+        context.Process(target=promote_in_step, args=(uri, alias, counter, barrier, answers, rounds))
         for alias in ("left", "right")
     ]
     for racer in racers:
         racer.start()
     fvd = 1000.0
-    for number in range(ROUNDS):
+    for number in range(rounds):
         before = champion(client)
         # Equally good: whoever comes first wins, the other one must have been judged against the winner.
         mine = [add_version(client, fvd - number) for _ in racers]
@@ -84,9 +84,9 @@ def race(uri: str, counter: Path) -> None:
     for racer in racers:
         racer.join(timeout=60)
         assert racer.exitcode == 0
-    assert counter.read_text() == str(2 * ROUNDS)
+    assert counter.read_text() == str(2 * rounds)
     moves = history(client, "toy")
-    assert [move.number for move in moves] == list(range(1, ROUNDS + 1))
+    assert [move.number for move in moves] == list(range(1, rounds + 1))
     assert [move.before for move in moves] == [None, *(move.after for move in moves[:-1])]
     assert {move.state for move in moves} == {"done"}
     assert not [tag for tag in client.get_registered_model("toy").tags if tag.startswith(PREFIX)]

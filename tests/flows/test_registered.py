@@ -23,7 +23,7 @@ from tasks.registry import PROVENANCE_TAGS, candidate_of
 from tasks.reproduce import reproduce
 from tasks.tracking import connect
 from tests.flows.conftest import environment, vdmini
-from tests.services.test_servers import free_port, post, server
+from tests.services.serving import free_port, post, server
 from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.data.video import read_video
 from vdmini_core.errors import VDMiniError

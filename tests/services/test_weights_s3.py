@@ -18,7 +18,7 @@ from safetensors.torch import save
 from tasks.protocol import protocol_extractor
 from tasks.stage import QuietMonitor, StageJob
 from tasks.weights import resolve_weights
-from tests.services.test_servers import free_port
+from tests.services.serving import free_port
 from vdmini_core.errors import DataError
 from vdmini_core.metrics.i3d import expected_shapes
 from vdmini_core.params import parse_params
