@@ -52,20 +52,33 @@ def ray_session(num_cpus: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
-    ray.init(
-        address=address or "local",  # not the cluster that somebody else has started on this machine
-        num_cpus=None if address else num_cpus,
-        include_dashboard=None if address else False,
-        # A session of our own is nobody else's business: it listens on this machine alone.
-        _node_ip_address=None if address else "127.0.0.1",
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    _connect(os.environ.get("RAY_ADDRESS"), num_cpus)
     # What Ray tells of a lost worker or node it prints, and standard output is for `--json`.
     with redirect_stdout(sys.stderr):
         try:
             yield
         finally:
+            ray.shutdown()
+
+
+def _connect(address: str | None, num_cpus: int) -> None:
+    """Join the cluster, or start a local session; Ray gives one 30 s, too few on a busy machine: again then."""
+    import ray
+
+    for left in (2, 1, 0):
+        try:
+            ray.init(
+                address=address or "local",  # not the cluster that somebody else has started on this machine
+                num_cpus=None if address else num_cpus,
+                include_dashboard=None if address else False,
+                # A session of our own is nobody else's business: it listens on this machine alone.
+                _node_ip_address=None if address else "127.0.0.1",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+            return
+        except Exception as error:  # Ray raises nothing more special
+            if address or not left or "timed out during startup" not in str(error):
+                raise
             ray.shutdown()
