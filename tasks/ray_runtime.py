@@ -62,7 +62,7 @@ def ray_session(num_cpus: int) -> Iterator[None]:
 
 
 def _connect(address: str | None, num_cpus: int) -> None:
-    """Join the cluster or start a local session; Ray gives that 30 s, too few on a busy machine: again then."""
+    """Join the cluster or start a local session; Ray gives that 30 s: too few on a busy machine, so again."""
     import ray
 
     for left in (2, 1, 0):
