@@ -92,8 +92,13 @@ def test_a_class_is_cut_and_its_student_is_stock(name: str, config: dict[str, An
     assert loss.isfinite() and loss > 0
     if learns:
         optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
+        before = [parameter.detach().clone() for parameter in student.parameters()]
         loss.backward()
         optimizer.step()
+        gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        moved = sum(not torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+        assert moved > len(before) / 4, "one class has layers for sound, which this call does not use"
     architecture, maker = ARCHITECTURES[name], tiny_maker(name)
     if architecture.layout != "packed":
         shape = features[pairs[0][0]].shape

@@ -44,6 +44,15 @@ def test_paper_plan_of_stable_video_diffusion():
     assert without_mid.expected_params > plan.expected_params
 
 
+def test_the_longer_model_is_the_same_network_at_25_frames() -> None:
+    _, shorter, _, of_14 = load_architecture("stable-video-diffusion")
+    _, longer, _, of_25 = load_architecture("stable-video-diffusion-xt")
+    assert (of_14.frames, of_25.frames) == (14, 25) and of_25.latent_size == of_14.latent_size
+    assert {n: p.shape for n, p in longer.named_parameters()} == {
+        n: p.shape for n, p in shorter.named_parameters()
+    }
+
+
 def test_a_directory_is_inspected_from_its_configs(tmp_path):
     pipeline = toys.tiny_pipeline()
     pipeline.register_modules(unet=toys.FAMILY.prune(pipeline.unet, toys.PAPER))

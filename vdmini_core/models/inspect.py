@@ -51,6 +51,15 @@ BUILT_IN: dict[str, dict[str, dict[str, Any]]] = {
         "unet": {"num_frames": 14, "sample_size": 96},
         "vae": TEMPORAL_VAE,
     },
+    "stable-video-diffusion-xt": {  # stabilityai/stable-video-diffusion-img2vid-xt: the same network
+        "index": {
+            "_class_name": "StableVideoDiffusionPipeline",
+            "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
+            "vae": ["diffusers", "AutoencoderKLTemporalDecoder"],
+        },
+        "unet": {"num_frames": 25, "sample_size": 96},
+        "vae": TEMPORAL_VAE,
+    },
     "videocrafter2": {
         "index": {
             "_class_name": "VideoCrafterPipeline",
