@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # DVC stages call `vdmini`: the environment's own must be found first.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup style check test demo services services-stop bench clean
+.PHONY: help setup style check test test-long demo services services-stop bench clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
 
@@ -31,9 +31,12 @@ check: setup  ## linter, formatter, types, the import law, parameters and pipeli
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.check_project
 
-test: setup  ## every test, two at a time, a core each: unit tests, then whole runs and real servers
+test: setup  ## unit tests, then whole runs and real servers, two at a time, a core each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/flows tests/services --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/flows tests/services --numprocesses 2 --dist loadfile -m "not long"
+
+test-long: setup  ## whole runs that `make test` leaves out
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m long
 
 # SETTINGS=team: against the servers of `make services`; PROFILE=nano: in workspaces/nano
 SERVERS = $(if $(SETTINGS),set -a && . .vdmini/services/$(SETTINGS).env && set +a &&)

@@ -19,7 +19,7 @@ from vdmini_core.data.prompts import load_prompts
 pytestmark = pytest.mark.services
 
 
-@pytest.mark.parametrize("profile", ["nano-t2v", "nano-dit"])
+@pytest.mark.parametrize("profile", ["nano-t2v", pytest.param("nano-dit", marks=pytest.mark.long)])
 def test_prompts_go_in_and_a_registered_model_comes_out(profile: str, tmp_path: Path) -> None:
     root = tmp_path / "proj"
     lay_out(root)

@@ -127,7 +127,7 @@ def video_decoder_flops(vae: Any, settings: SamplingSettings) -> dict[str, int]:
     for module in model.modules():
         real_tables(module, root=False)
     channels = vae.config.get("z_dim") or vae.config["latent_channels"]
-    latents = torch.zeros(1, channels, settings.latent_frames, height, width)
+    latents = torch.zeros(1, channels, settings.latent_frames, height, width, device="meta")
     with torch.no_grad(), ShapesWhereWeightsAre(), FlopCounterMode(display=False) as counter:
         model.decode(latents)
     return {"": counter.get_total_flops()}
