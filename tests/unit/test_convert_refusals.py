@@ -15,6 +15,8 @@ from vdmini_core.convert.videocrafter import convert_videocrafter
 from vdmini_core.errors import ModelError
 from vdmini_core.models import load_denoiser
 
+NO_GUIDANCE = {"time_cond_proj_dim": None, "motion_cond_proj_dim": None}
+
 
 class Malice:
     def __reduce__(self):
@@ -91,6 +93,8 @@ def test_a_wrong_checkpoint_is_refused_and_nothing_is_left(kind, tmp_path, monke
     [
         ("t2v-turbo-v2", "videocrafter2", TURBO, "use `convert videocrafter2`"),
         ("t2v-turbo-v2", "t2v-turbo-v2", TURBO | {"motion_cond_proj_dim": None}, "told the motion guidance"),
+        ("videocrafter2", "t2v-turbo-v2", TURBO, "use `convert t2v-turbo-v2`"),
+        ("t2v-turbo-v2", "videocrafter2", ARGUMENTS | NO_GUIDANCE, "use `convert videocrafter2`"),
     ],
 )
 def test_another_kind_of_unet_is_named(kind, of, arguments, why, tmp_path):
@@ -125,7 +129,8 @@ def test_a_turbo_unet_without_motion_guidance_says_so(tmp_path):
         ({"use_causal_attention": True}, "the only structure that is converted"),
         ({"use_relative_position": True}, "the only structure that is converted"),
         ({"modelchannels": 32}, "did you mean `model_channels`"),
-        ({"motion_cond_proj_dim": 8}, "time_cond_proj_dim"),
+        ({"time_cond_proj_dim": 8}, "use `convert t2v-turbo-v2`"),
+        ({"motion_cond_proj_dim": 8}, "use `convert t2v-turbo-v2`"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(changes, why, tmp_path):

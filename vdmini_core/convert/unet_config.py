@@ -73,7 +73,7 @@ def unet_config(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
         given: arguments as the original class takes them.
 
     Raises:
-        ModelError: for an unknown argument or one our class cannot follow.
+        ModelError: for an unknown argument, one our class cannot follow, or those of the other format.
     """
     arguments = {**PUBLISHED[kind], **given}
     for name, value in given.items():
@@ -93,8 +93,7 @@ def unet_config(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
         name: None if arguments[name] is None else _whole(name, arguments[name])
         for name in ("time_cond_proj_dim", "motion_cond_proj_dim")
     }
-    if conditions["motion_cond_proj_dim"] and not conditions["time_cond_proj_dim"]:
-        raise _refused("time_cond_proj_dim", "a width, as there is motion_cond_proj_dim", None)
+    _check_conditions(kind, conditions)
     return {
         "in_channels": sizes["in_channels"],
         "out_channels": sizes["out_channels"],
@@ -107,6 +106,19 @@ def unet_config(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
         "attention_head_dim": heads,
         **conditions,
     }
+
+
+def _check_conditions(kind: str, widths: Mapping[str, int | None]) -> None:
+    """The guidance scale is what tells the formats apart: their samplers differ, too."""
+    if kind == "videocrafter2":
+        for name, width in widths.items():
+            if width is not None:
+                expected = "null, as a VideoCrafter2 U-Net is told no guidance scale"
+                raise _refused(name, expected, width, "for a T2V-Turbo U-Net use `convert t2v-turbo-v2`")
+    elif widths["time_cond_proj_dim"] is None:
+        expected = "a width, as a T2V-Turbo U-Net is told the guidance scale"
+        fix = "for a VideoCrafter2 U-Net use `convert videocrafter2`"
+        raise _refused("time_cond_proj_dim", expected, None, fix)
 
 
 def _levels(arguments: Mapping[str, Any]) -> tuple[list[int], list[bool]]:
@@ -141,5 +153,6 @@ def _check_known(name: str) -> None:
         )
 
 
-def _refused(name: str, expected: str, found: Any) -> ModelError:
-    return ModelError(f"--config: `{name}` does not fit", expected=expected, found=repr(found))
+def _refused(name: str, expected: str, found: Any, fix: str = "") -> ModelError:
+    found = "null" if found is None else repr(found)
+    return ModelError(f"--config: `{name}` does not fit", expected=expected, found=found, fix=fix)
