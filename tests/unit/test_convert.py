@@ -223,7 +223,16 @@ def test_a_turbo_unet_takes_vae_and_text_from_the_base(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "layout", ["bare.safetensors", "named.ckpt", "bare.pt", "prefixed.ckpt", "deepspeed.ckpt", "old.ckpt"]
+    "layout",
+    [
+        "bare.safetensors",
+        "named.ckpt",
+        "bare.pt",
+        "prefixed.ckpt",
+        "deepspeed.ckpt",
+        "engine.ckpt",
+        "old.ckpt",
+    ],
 )
 def test_every_layout_gives_the_same_unet(layout, tmp_path):
     unet = tiny_unet()
@@ -233,6 +242,8 @@ def test_every_layout_gives_the_same_unet(layout, tmp_path):
         save_file({key: value.contiguous() for key, value in state.items()}, path)
     elif layout == "deepspeed.ckpt":
         torch.save({"module": {"_forward_module." + key: value for key, value in prefixed.items()}}, path)
+    elif layout == "engine.ckpt":  # DeepSpeed without the wrapper
+        torch.save({"module": prefixed}, path)
     else:
         content = state if layout == "bare.pt" else {"state_dict": prefixed}
         torch.save(content, path, _use_new_zipfile_serialization=layout != "old.ckpt")

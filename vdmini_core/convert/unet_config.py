@@ -61,6 +61,8 @@ WHOLE = (
     "context_dim",
     "temporal_length",
 )
+# More of anything is a slip, and would not be built in a lifetime.
+LARGEST, MOST_BLOCKS = 2**16, 64
 # Arguments that change nothing at inference in single precision.
 FREE = frozenset({"dropout", "use_checkpoint", "use_fp16"})
 
@@ -83,6 +85,8 @@ def unet_config(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {name: _whole(name, arguments[name]) for name in WHOLE}
     multiples, attends = _levels(arguments)
     widths = [sizes["model_channels"] * multiple for multiple in multiples]
+    if max(widths) > LARGEST:
+        raise _refused("channel_mult", f"levels of at most {LARGEST} channels", widths)
     if sizes["model_channels"] % NORM_GROUPS:
         raise _refused("model_channels", f"a multiple of {NORM_GROUPS}", sizes["model_channels"])
     heads = sizes["num_head_channels"]
@@ -136,8 +140,9 @@ def _levels(arguments: Mapping[str, Any]) -> tuple[list[int], list[bool]]:
 
 
 def _whole(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _refused(name, "a whole number above 0", value)
+    most = MOST_BLOCKS if name == "num_res_blocks" else LARGEST
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise _refused(name, f"a whole number from 1 to {most}", value)
     return value
 
 
