@@ -190,7 +190,10 @@ def _write(
     if "vae" not in models:
         unet.save_pretrained(folder / "unet", safe_serialization=True)
         scheduler.save_pretrained(folder / "scheduler")
-        return ("no VAE and text encoder in the checkpoint: `unet/` and `scheduler/` alone",)
+        return (
+            "no VAE and text encoder in the checkpoint: `unet/` and `scheduler/` alone; "
+            "for a whole pipeline give --base",
+        )
     pipeline = VideoCrafterPipeline(
         vae=models["vae"],
         text_encoder=models["text_encoder"],
