@@ -293,7 +293,9 @@ def check_fit(pipeline: Any, settings: SamplingSettings) -> None:
     Raises:
         ModelError: not a whole number of latent cells, or too few of them.
     """
-    check_frames(settings)
+    from vdmini_core.models.frames import check_frames
+
+    check_frames(settings, "prepare.frames")
     scale = settings.latent_scale * _patch(pipeline)
     least = min(SMALLEST_LATENT, _cells(pipeline))
     for name, pixels in (("height", settings.height), ("width", settings.width)):
@@ -311,22 +313,6 @@ def check_fit(pipeline: Any, settings: SamplingSettings) -> None:
                 found=f"{pixels} pixels",
                 fix=f"set prepare.{name} to {least * scale} or more",
             )
-
-
-def check_frames(settings: SamplingSettings) -> None:
-    """Refuse a number of frames that is not a whole number of latent frames.
-
-    Raises:
-        ModelError: naming the nearest number that fits.
-    """
-    rest = (settings.frames - 1) % settings.frame_scale
-    if rest:
-        raise ModelError(
-            "prepare.frames does not fit the teacher",
-            expected=f"1 more than a multiple of {settings.frame_scale}, the frames in one latent frame",
-            found=str(settings.frames),
-            fix=f"set prepare.frames to {settings.frames - rest + settings.frame_scale}",
-        )
 
 
 def check_runs(denoiser: Any, settings: SamplingSettings) -> None:

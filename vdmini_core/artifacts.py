@@ -12,7 +12,9 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
+import struct
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -165,3 +167,26 @@ def is_safetensors(path: Path) -> bool:
     with path.open("rb") as handle:
         length, first = int.from_bytes(handle.read(8), "little"), handle.read(1)
     return first == b"{" and length < path.stat().st_size
+
+
+def unreadable(error: Exception) -> str:
+    """What a reader of tensors found in a file it refused, one line.
+
+    torch's first line tells to run what is in the file; the object it met stands further down.
+    """
+    text = str(error).strip()
+    if met := re.search(r"GLOBAL (\S+)", text):
+        return f"an object of `{met[1]}`"
+    # An unpickler goes astray in bytes that are no pickle: what it then raises says nothing of the file.
+    astray = (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        AssertionError,
+        ArithmeticError,
+        struct.error,
+    )
+    if text.startswith("Weights only load failed") or isinstance(error, astray):
+        return "no checkpoint of torch, or one of other objects than tensors"
+    return text.split("\n")[0] or type(error).__name__

@@ -83,7 +83,7 @@ def convert(
 def _read_arguments(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
         raise ModelError(f"--config: {path.name} is not JSON", found=str(error)) from None
     if not isinstance(data, dict):
         raise ModelError(

@@ -33,6 +33,7 @@ def generate(
     What is not given follows the model's own vdmini.json.
     """
     from vdmini_core.data.video import write_mp4
+    from vdmini_core.models.frames import check_frames
     from vdmini_core.models.generate import generate as generate_clips
     from vdmini_core.models.registry import family_of, load_pipeline, load_settings
 
@@ -44,6 +45,7 @@ def generate(
     check_given(family_of(model), image, prompt)
     pipeline = load_pipeline(model, device=device)
     settings = _with_overrides(load_settings(model, pipeline), frames, steps, guidance)
+    check_frames(settings, "--frames" if frames else "the number of frames in vdmini.json")
     video = generate_clips(pipeline, _inputs(image, prompt, settings), [seed], settings)[0].numpy()
     if scale > 1:
         video = video.repeat(scale, axis=1).repeat(scale, axis=2)

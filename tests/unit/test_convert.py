@@ -36,6 +36,7 @@ from vdmini_core.convert.videocrafter import convert_videocrafter
 from vdmini_core.errors import ModelError
 from vdmini_core.models import load_denoiser
 from vdmini_core.models.fps_unet import guidance_embedding
+from vdmini_core.models.pipeline_dir import read_index
 
 KEYS = json.loads((Path(__file__).parents[1] / "fixtures" / "videocrafter" / "keys.json").read_text())
 FULL_SIZE = Path(__file__).parents[3] / "shared" / "reference" / "full_size_keys"
@@ -223,7 +224,16 @@ def test_a_turbo_unet_takes_vae_and_text_from_the_base(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "layout", ["bare.safetensors", "named.ckpt", "bare.pt", "prefixed.ckpt", "deepspeed.ckpt", "old.ckpt"]
+    "layout",
+    [
+        "bare.safetensors",
+        "named.ckpt",
+        "bare.pt",
+        "prefixed.ckpt",
+        "deepspeed.ckpt",
+        "engine.ckpt",
+        "old.ckpt",
+    ],
 )
 def test_every_layout_gives_the_same_unet(layout, tmp_path):
     unet = tiny_unet()
@@ -233,6 +243,8 @@ def test_every_layout_gives_the_same_unet(layout, tmp_path):
         save_file({key: value.contiguous() for key, value in state.items()}, path)
     elif layout == "deepspeed.ckpt":
         torch.save({"module": {"_forward_module." + key: value for key, value in prefixed.items()}}, path)
+    elif layout == "engine.ckpt":  # DeepSpeed without the wrapper
+        torch.save({"module": prefixed}, path)
     else:
         content = state if layout == "bare.pt" else {"state_dict": prefixed}
         torch.save(content, path, _use_new_zipfile_serialization=layout != "old.ckpt")
@@ -272,6 +284,16 @@ def test_the_command_line(whole, tmp_path):
     assert made.exit_code == 0
     assert made.stdout.startswith(f"{tmp_path}/out: unet ") and "3 files" in made.stdout
     assert "no VAE and text encoder" in made.stderr
+    for name, way_out in (
+        ("out", "again with --base"),
+        ("out/unet", "again with --base"),
+        ("scheduler", "save_pretrained"),
+    ):
+        (tmp_path / name).mkdir(exist_ok=True)
+        with pytest.raises(ModelError, match=f"not a diffusers pipeline[\\s\\S]*{way_out}"):
+            read_index(tmp_path / name)
+    with pytest.raises(ModelError, match=f"a U-Net alone[\\s\\S]*give {folder / 'out'}$"):
+        read_index(folder / "out" / "unet")
     again = run("videocrafter2", path, tmp_path / "out", "--config", config)
     assert again.exit_code == 1 and "is there already" in str(again.exception)
     assert run("videocrafter3", path, tmp_path / "new").exit_code == 2

@@ -15,6 +15,8 @@ from vdmini_core.convert.videocrafter import convert_videocrafter
 from vdmini_core.errors import ModelError
 from vdmini_core.models import load_denoiser
 
+NO_GUIDANCE = {"time_cond_proj_dim": None, "motion_cond_proj_dim": None}
+
 
 class Malice:
     def __reduce__(self):
@@ -32,6 +34,10 @@ def damaged(kind, folder):
         )
     elif kind == "object":
         torch.save(torch.nn.Linear(2, 2), path)
+    elif kind == "text":
+        path.write_text("to be downloaded by hand\n")
+    elif kind == "module of others":
+        torch.save({"module": {"model.of.another.kind.weight": torch.ones(1)}}, path)
     elif kind == "noise":
         path.write_bytes(bytes(range(256)) * 9)
     elif kind == "empty":
@@ -54,15 +60,25 @@ def damaged(kind, folder):
         path = unet_file(path.with_suffix(".safetensors"), **{"out.2.bias": torch.ones(4, dtype=torch.int8)})
     elif kind == "infinite":
         path = unet_file(path.with_suffix(".safetensors"), **{"out.2.bias": torch.full((4,), float("inf"))})
+    elif kind == "sparse":
+        torch.save({"time_embed.0.weight": torch.ones(2, 2).to_sparse()}, path)
+    elif kind == "without values":
+        torch.save({"time_embed.0.weight": torch.ones(2, 2, device="meta")}, path)
+    elif kind.startswith("schedule"):
+        schedule = {"scalar": torch.tensor(1.0), "empty": torch.ones(0), "whole": torch.arange(1000)}
+        stored = {"alphas_cumprod": schedule[kind.split()[1]]}
+        torch.save({UNET + "time_embed.0.bias": torch.ones(1)} | stored, path)
     else:
         torch.save({UNET + "time_embed.0.bias": torch.ones(1), "strange.weight": torch.ones(1)}, path)
     return path
 
 
 REFUSED = {
-    "malice": "nothing in it was run",
-    "bare malice": "nothing in it was run",
-    "object": "nothing in it was run",
+    "malice": r"nothing in it was run[\s\S]*an object of `posix.system`",
+    "bare malice": r"nothing in it was run[\s\S]*an object of `posix.system`",
+    "object": r"nothing in it was run[\s\S]*an object of `torch.nn.modules.linear.Linear`",
+    "text": r"cannot be read[\s\S]*no checkpoint",
+    "module of others": "1 others, such as model.of.another.kind.weight",
     "noise": "cannot be read",
     "empty": "cannot be read",
     "numbers": "holds no weights",
@@ -73,6 +89,11 @@ REFUSED = {
     "with more": r"1 without a place: input_blocks.9.0.op.bias",
     "infinite": r"not finite[\s\S]*conv_out.bias",
     "whole numbers": r"1 not floating point: conv_out.bias of torch.int8[\s\S]*quantised",
+    "sparse": r"not converted[\s\S]*time_embed.0.weight, torch.sparse_coo",
+    "without values": r"not converted[\s\S]*on meta",
+    "schedule scalar": r"another noise schedule[\s\S]*of shape \(\)",
+    "schedule empty": r"another noise schedule[\s\S]*of shape \(0,\)",
+    "schedule whole": r"another noise schedule[\s\S]*torch.int64",
     "strange": "1 others, such as strange.weight",
 }
 
@@ -81,8 +102,9 @@ REFUSED = {
 def test_a_wrong_checkpoint_is_refused_and_nothing_is_left(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = damaged(kind, tmp_path)
-    with pytest.raises(ModelError, match=REFUSED[kind]):
+    with pytest.raises(ModelError, match=REFUSED[kind]) as refusal:
         convert_videocrafter("videocrafter2", path, tmp_path / "out", config=ARGUMENTS)
+    assert "Re-running" not in str(refusal.value)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
@@ -91,6 +113,8 @@ def test_a_wrong_checkpoint_is_refused_and_nothing_is_left(kind, tmp_path, monke
     [
         ("t2v-turbo-v2", "videocrafter2", TURBO, "use `convert videocrafter2`"),
         ("t2v-turbo-v2", "t2v-turbo-v2", TURBO | {"motion_cond_proj_dim": None}, "told the motion guidance"),
+        ("videocrafter2", "t2v-turbo-v2", TURBO, "use `convert t2v-turbo-v2`"),
+        ("t2v-turbo-v2", "videocrafter2", ARGUMENTS | NO_GUIDANCE, "use `convert videocrafter2`"),
     ],
 )
 def test_another_kind_of_unet_is_named(kind, of, arguments, why, tmp_path):
@@ -119,13 +143,17 @@ def test_a_turbo_unet_without_motion_guidance_says_so(tmp_path):
         ({"model_channels": 64}, r"of another shape[\s\S]*--config"),
         ({"model_channels": 33}, "multiple of 32"),
         ({"model_channels": "32"}, "whole number"),
+        ({"model_channels": 32 * 10**9}, "from 1 to 65536"),
+        ({"num_res_blocks": 10**6}, "from 1 to 64"),
+        ({"channel_mult": [1, 10**4]}, "at most 65536 channels"),
         ({"channel_mult": 4}, "a list of whole numbers"),
         ({"attention_resolutions": [8]}, r"factors out of \[1, 2\]"),
         ({"num_head_channels": 48}, "a divisor"),
         ({"use_causal_attention": True}, "the only structure that is converted"),
         ({"use_relative_position": True}, "the only structure that is converted"),
         ({"modelchannels": 32}, "did you mean `model_channels`"),
-        ({"motion_cond_proj_dim": 8}, "time_cond_proj_dim"),
+        ({"time_cond_proj_dim": 8}, "use `convert t2v-turbo-v2`"),
+        ({"motion_cond_proj_dim": 8}, "use `convert t2v-turbo-v2`"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(changes, why, tmp_path):

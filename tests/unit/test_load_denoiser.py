@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import svd_toys
 import torch
@@ -17,6 +19,9 @@ from vdmini_core.models import load_denoiser
 def test_only_known_denoisers_are_loaded(tmp_path):
     with pytest.raises(ModelError, match=r"there is no denoiser[\s\S]*no such directory"):
         load_denoiser(tmp_path / "none")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match=r"unet/ or transformer/[\s\S]*a file in place of a folder"):
+        load_denoiser(tmp_path / "file")
     UNet2DModel(
         block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)
     ).save_pretrained(tmp_path / "other")
@@ -31,6 +36,18 @@ def test_only_known_denoisers_are_loaded(tmp_path):
     save_file(state | {"conv_out.bias": torch.ones(5)}, weights)
     with pytest.raises(ModelError, match=r"conv_out\.bias|not those of"):
         load_denoiser(tmp_path / "cut")
+    config = json.loads((tmp_path / "cut" / "config.json").read_text())
+    for change, why in (
+        ({"_class_name": ["UNet3DFpsConditionModel"]}, "class that is not supported"),
+        ({"inner_widths": {"nowhere": 8}}, r"inner_widths[\s\S]*nowhere: no such module"),
+        ({"inner_widths": {"conv_in": 8}}, r"inner_widths[\s\S]*conv_in: this has no inner channels"),
+        ({"inner_widths": [8]}, "cannot be loaded"),
+        ({"norm_num_groups": 0}, "cannot be loaded"),
+    ):
+        (tmp_path / "cut" / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ModelError, match=why):
+            load_denoiser(tmp_path / "cut")
+    (tmp_path / "cut" / "config.json").write_text(json.dumps(config))
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ModelError, match="pickled weights only"):
         load_denoiser(tmp_path / "cut")

@@ -12,6 +12,7 @@ from tasks.prune import verify_reload
 from tasks.stage import QuietMonitor, StageJob
 from tasks.teacher import run as make_teacher
 from vdmini_core.artifacts import tree_digests
+from vdmini_core.cli_generate import generate
 from vdmini_core.data.clips import SPLITS
 from vdmini_core.data.prompts import Caption, save_captions
 from vdmini_core.errors import ModelError
@@ -50,6 +51,14 @@ def test_the_same_seed_gives_the_same_bytes(teacher: Path, tmp_path: Path) -> No
 def test_a_number_of_frames_between_latent_frames_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"1 more than a multiple of 4(.|\n)*set prepare\.frames to 9"):
         make_teacher(teacher_job(tmp_path, frames=6))
+
+
+def test_generating_a_number_of_frames_between_latent_frames_is_refused(
+    teacher: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=r"--frames does not fit(.|\n)*found: 6(.|\n)*set --frames to 9"):
+        generate(teacher, tmp_path / "a.mp4", prompt=TEXT, frames=6)
+    assert not (tmp_path / "a.mp4").exists()
 
 
 def test_units_have_times_and_a_written_student_answers_as_before(teacher: Path, tmp_path: Path) -> None:

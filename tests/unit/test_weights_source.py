@@ -143,3 +143,15 @@ def test_safetensors_whose_length_looks_like_another_kind_of_file(tmp_path: Path
                 found.add(wanted)
                 break
     assert found == {b"\x80", b"PK"}
+
+
+def test_a_refusal_names_what_is_in_the_file(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "object.pt")
+    (tmp_path / "pickle.pt").write_bytes(b"\x80\x02h\x00")
+    for name, found in (
+        ("object.pt", "an object of `torch.nn.modules.linear.Linear`"),
+        ("pickle.pt", "no checkpoint of torch"),
+    ):
+        with pytest.raises(DataError, match="cannot be read as weights") as refusal:
+            load_state_dict(tmp_path / name)
+        assert found in str(refusal.value) and "Re-running" not in str(refusal.value)

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vdmini_core.artifacts import is_safetensors
+from vdmini_core.artifacts import is_safetensors, unreadable
 from vdmini_core.errors import ModelError
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
-DEEPSPEED_PREFIX = 16  # characters before the names under `module`: "_forward_module."
+DEEPSPEED = "_forward_module."  # before all names, where its wrapper was saved with the model
 # Buffers of the original's training class; the sampler makes them anew from its config.
 SCHEDULE = frozenset({
     "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
@@ -60,17 +60,16 @@ def _content(path: Path) -> Any:
         raise ModelError(
             f"{path.name} cannot be read as a checkpoint; nothing in it was run",
             expected="a whole .safetensors, or a .ckpt or .pt of tensors alone",
-            found=str(error).strip().split("\n")[0] or type(error).__name__,
+            found=unreadable(error),
             fix="download it again if it may be cut off; of a checkpoint with other objects in it, save the "
             "`state_dict` alone where you trust it",
         ) from None
 
 
 def _named_tensors(path: Path, content: Any) -> dict[str, Tensor]:
-    cut = 0
     if isinstance(content, Mapping):
         if isinstance(content.get("module"), Mapping):
-            content, cut = content["module"], DEEPSPEED_PREFIX
+            content = content["module"]
         elif isinstance(content.get("state_dict"), Mapping):
             content = content["state_dict"]
     usable = isinstance(content, Mapping) and all(
@@ -82,7 +81,22 @@ def _named_tensors(path: Path, content: Any) -> dict[str, Tensor]:
             expected="tensors by name, at the top or under `state_dict` or `module`",
             found=type(content).__name__ if not isinstance(content, Mapping) else f"{len(content)} entries",
         )
-    return {key[cut:]: value for key, value in content.items()}
+    for key, value in content.items():
+        if not _is_dense(value):
+            raise ModelError(
+                f"{path.name} holds a tensor of a kind that is not converted",
+                expected="dense tensors with values",
+                found=f"{key}, {value.layout} on {value.device}",
+                fix="save its weights again as dense tensors that are not quantised",
+            )
+    wrapped = all(key.startswith(DEEPSPEED) for key in content)
+    return {key.removeprefix(DEEPSPEED) if wrapped else key: value for key, value in content.items()}
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Not sparse, nested, quantised, or without values (meta device)."""
+    plain = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized
+    return plain and tensor.device.type == "cpu"
 
 
 def _sorted(tensors: dict[str, Tensor], path: Path) -> CheckpointParts:

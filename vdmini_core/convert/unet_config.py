@@ -61,6 +61,8 @@ WHOLE = (
     "context_dim",
     "temporal_length",
 )
+# More of anything is a slip, and would not be built in a lifetime.
+LARGEST, MOST_BLOCKS = 2**16, 64
 # Arguments that change nothing at inference in single precision.
 FREE = frozenset({"dropout", "use_checkpoint", "use_fp16"})
 
@@ -73,7 +75,7 @@ def unet_config(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
         given: arguments as the original class takes them.
 
     Raises:
-        ModelError: for an unknown argument or one our class cannot follow.
+        ModelError: for an unknown argument, one our class cannot follow, or those of the other format.
     """
     arguments = {**PUBLISHED[kind], **given}
     for name, value in given.items():
@@ -83,6 +85,8 @@ def unet_config(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {name: _whole(name, arguments[name]) for name in WHOLE}
     multiples, attends = _levels(arguments)
     widths = [sizes["model_channels"] * multiple for multiple in multiples]
+    if max(widths) > LARGEST:
+        raise _refused("channel_mult", f"levels of at most {LARGEST} channels", widths)
     if sizes["model_channels"] % NORM_GROUPS:
         raise _refused("model_channels", f"a multiple of {NORM_GROUPS}", sizes["model_channels"])
     heads = sizes["num_head_channels"]
@@ -93,8 +97,7 @@ def unet_config(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
         name: None if arguments[name] is None else _whole(name, arguments[name])
         for name in ("time_cond_proj_dim", "motion_cond_proj_dim")
     }
-    if conditions["motion_cond_proj_dim"] and not conditions["time_cond_proj_dim"]:
-        raise _refused("time_cond_proj_dim", "a width, as there is motion_cond_proj_dim", None)
+    _check_conditions(kind, conditions)
     return {
         "in_channels": sizes["in_channels"],
         "out_channels": sizes["out_channels"],
@@ -107,6 +110,19 @@ def unet_config(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
         "attention_head_dim": heads,
         **conditions,
     }
+
+
+def _check_conditions(kind: str, widths: Mapping[str, int | None]) -> None:
+    """The guidance scale is what tells the formats apart: their samplers differ, too."""
+    if kind == "videocrafter2":
+        for name, width in widths.items():
+            if width is not None:
+                expected = "null, as a VideoCrafter2 U-Net is told no guidance scale"
+                raise _refused(name, expected, width, "for a T2V-Turbo U-Net use `convert t2v-turbo-v2`")
+    elif widths["time_cond_proj_dim"] is None:
+        expected = "a width, as a T2V-Turbo U-Net is told the guidance scale"
+        fix = "for a VideoCrafter2 U-Net use `convert videocrafter2`"
+        raise _refused("time_cond_proj_dim", expected, None, fix)
 
 
 def _levels(arguments: Mapping[str, Any]) -> tuple[list[int], list[bool]]:
@@ -124,8 +140,9 @@ def _levels(arguments: Mapping[str, Any]) -> tuple[list[int], list[bool]]:
 
 
 def _whole(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _refused(name, "a whole number above 0", value)
+    most = MOST_BLOCKS if name == "num_res_blocks" else LARGEST
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise _refused(name, f"a whole number from 1 to {most}", value)
     return value
 
 
@@ -141,5 +158,6 @@ def _check_known(name: str) -> None:
         )
 
 
-def _refused(name: str, expected: str, found: Any) -> ModelError:
-    return ModelError(f"--config: `{name}` does not fit", expected=expected, found=repr(found))
+def _refused(name: str, expected: str, found: Any, fix: str = "") -> ModelError:
+    found = "null" if found is None else repr(found)
+    return ModelError(f"--config: `{name}` does not fit", expected=expected, found=found, fix=fix)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import tempfile
 import urllib.request
@@ -14,11 +13,10 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vdmini_core.artifacts import is_safetensors, sha256_file
+from vdmini_core.artifacts import is_safetensors, sha256_file, unreadable
 from vdmini_core.errors import DataError
 from vdmini_core.progress import progress_bar
 
@@ -146,11 +144,13 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
                 fix="load it with torch.jit where you trust it and save its state_dict() as safetensors",
             )
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # bytes from outside: the readers raise whatever comes of them
         raise DataError(
             f"{path.name} cannot be read as weights",
             expected="a state dict as .safetensors or .pt (weights_only)",
-            found=str(error).split("\n")[0],
+            found=unreadable(error),
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"{path.name} holds no state dict", found=type(state).__name__)

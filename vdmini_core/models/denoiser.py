@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vdmini_core.errors import ModelError
 from vdmini_core.models.dit.table import ARCHITECTURES
-from vdmini_core.models.pipeline_dir import INDEX, VARIANT, check_weights, read_config
+from vdmini_core.models.pipeline_dir import INDEX, VARIANT, check_weights, found_at, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -46,13 +46,12 @@ def load_denoiser(
     import importlib
 
     import torch
-    from safetensors import SafetensorError
 
     from vdmini_core.models.registry import own_memory, quiet_libraries
 
     folder = _component(Path(directory))
     name = read_config(folder / "config.json").get("_class_name")
-    if name not in DENOISERS:
+    if not isinstance(name, str) or name not in DENOISERS:
         raise ModelError(
             f"{folder} is of a class that is not supported",
             expected=" or ".join(DENOISERS),
@@ -72,8 +71,10 @@ def load_denoiser(
                 variant=None if whole else VARIANT,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().split("\n")[0]
+    except ModelError:
+        raise
+    except Exception as error:  # a config from outside: the class raises whatever comes of it
+        first = str(error).strip().split("\n")[0] or type(error).__name__
         raise ModelError(f"{folder} cannot be loaded", found=first, fix="check its files") from error
     wrong = {
         key: names for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if (names := found[key])
@@ -95,7 +96,7 @@ def _component(directory: Path) -> Path:
     if not found:
         raise ModelError(
             f"there is no denoiser in {directory}",
-            expected=f"a pipeline directory ({INDEX} and unet/), or a directory with config.json",
-            found="no such directory" if not directory.is_dir() else "no config.json",
+            expected=f"a pipeline directory ({INDEX} and unet/ or transformer/), or one with config.json",
+            found=found_at(directory, "config.json"),
         )
     return found[0]

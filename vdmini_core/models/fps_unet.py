@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vdmini_core.errors import ModelError
 from vdmini_core.models import removal, topology
-from vdmini_core.models.narrow import narrow_inside
+from vdmini_core.models.narrow import narrow_places
 from vdmini_core.models.pruned_unet import swap_modules
 from vdmini_core.models.recomputed import recompute_layers
 
@@ -146,8 +146,7 @@ class UNet3DFpsConditionModel(UNet3DConditionModel):
             width, 4 * width, act_fn, time_cond_proj_dim, motion_cond_proj_dim
         )
         model.fps_embedding = TimestepEmbedding(width, 4 * width, act_fn=act_fn)
-        for path, channels in (inner_widths or {}).items():
-            narrow_inside(model.get_submodule(path), channels)
+        narrow_places(model, inner_widths)
         swap_modules(model, removal.placeholders(model, removed_units))
         if not topology.inner_present(model):
             model.num_upsamplers -= 1

@@ -12,7 +12,15 @@ from torch import nn
 from vdmini_core.errors import ModelError
 from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.models.flops import decoder_flops, denoiser_flops
-from vdmini_core.models.pipeline_dir import PIPELINES, check_class, denoiser_part, read_config, read_index
+from vdmini_core.models.pipeline_dir import (
+    INDEX,
+    PIPELINES,
+    check_class,
+    denoiser_part,
+    found_at,
+    read_config,
+    read_index,
+)
 from vdmini_core.models.pruned_unet import build_on_meta
 from vdmini_core.models.registry import (
     default_settings,
@@ -160,7 +168,7 @@ def load_architecture(
         raise ModelError(
             f"there is no model {name}",
             expected=f"a pipeline directory, or {', '.join(BUILT_IN)}",
-            found="no such directory",
+            found=found_at(directory, INDEX),
         )
     index = read_index(directory)
     parts = (denoiser_part(index), "vae")

@@ -15,7 +15,7 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from torch import Tensor, nn
 
-from vdmini_core.errors import PlanError
+from vdmini_core.errors import ModelError, PlanError
 
 FEED_FORWARD_STEP = 32  # of feed-forward networks; resnets give one channel of every normalisation group
 
@@ -48,6 +48,24 @@ def inner_widths(model: nn.Module) -> list[InnerWidth]:
             width = _halves(module)[1].in_features
             found.append(InnerWidth(path, width, 1, FEED_FORWARD_STEP))
     return found
+
+
+def narrow_places(model: nn.Module, widths: Mapping[str, int] | None) -> None:
+    """Give the places of a config's `inner_widths` (dotted path -> channels) that many channels inside.
+
+    Raises:
+        ModelError: a path that the model has not, or a place without inner channels.
+    """
+    for path, channels in (widths or {}).items():
+        try:
+            narrow_inside(model.get_submodule(path), channels)
+        except (AttributeError, PlanError) as error:
+            raise ModelError(
+                "the config's `inner_widths` do not fit the model",
+                expected="dotted paths of resnets and feed-forward networks",
+                found=f"{path}: {error.problem if isinstance(error, PlanError) else 'no such module'}",
+                fix="copy the config.json that was written with the weights",
+            ) from None
 
 
 def narrow_inside(module: nn.Module, channels: int) -> None:

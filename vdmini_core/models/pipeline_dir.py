@@ -137,21 +137,47 @@ def read_index(directory: Path) -> dict[str, Any]:
     """
     path = directory / INDEX
     if not path.is_file():
+        found, fix = found_at(directory, INDEX), "give the directory that `save_pretrained` wrote"
+        if (unet := _converted_unet(directory)) is not None:
+            found = f"a U-Net alone ({unet / 'config.json'})"
+            fix = "convert again with --base CHECKPOINT, for the other parts"
+            fix = f"give {unet.parent}" if (unet.parent / INDEX).is_file() else fix
         raise ModelError(
             f"{directory} is not a diffusers pipeline directory",
             expected=f"a directory with {INDEX}",
-            found="no such directory" if not directory.is_dir() else f"no {INDEX}",
-            fix="give the directory that `save_pretrained` wrote",
+            found=found,
+            fix=fix,
         )
     index = read_config(path)
-    found = index.get("_class_name")
-    if found not in PIPELINES:
+    name = index.get("_class_name")
+    if not isinstance(name, str) or name not in PIPELINES:
         raise ModelError(
             f"{directory.name} is of a pipeline class that is not supported",
             expected=" or ".join(PIPELINES),
-            found=str(found),
+            found=str(name),
         )
     return index
+
+
+def found_at(directory: Path, missing: str) -> str:
+    """What is at a path that should be a directory with the file `missing`, in words."""
+    if directory.is_dir():
+        return f"no {missing}"
+    return "a file in place of a folder" if directory.exists() else "no such directory"
+
+
+def _converted_unet(directory: Path) -> Path | None:
+    """The folder of the U-Net in what `convert` makes of a U-Net alone: the directory itself, or `unet/`."""
+    for folder in (directory, directory / "unet"):
+        path = folder / "config.json"
+        try:
+            config = read_config(path) if path.is_file() else {}
+        except ModelError:
+            continue
+        # Nothing can be removed before there is a whole pipeline: with units gone it is a student's.
+        if config.get("_class_name") == "UNet3DFpsConditionModel" and not config.get("removed_units"):
+            return folder
+    return None
 
 
 def denoiser_part(index: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from vdmini_core.models.narrow import narrow_inside
+from vdmini_core.models.narrow import narrow_places
 
 DOWN_BLOCKS = (*("CrossAttnDownBlockSpatioTemporal",) * 3, "DownBlockSpatioTemporal")
 UP_BLOCKS = ("UpBlockSpatioTemporal", *("CrossAttnUpBlockSpatioTemporal",) * 3)
@@ -156,8 +156,7 @@ class UNetSpatioTemporalPrunedModel(UNetSpatioTemporalConditionModel):
         from vdmini_core.models.removal import placeholders
 
         model = cast(Any, self)  # diffusers is untyped to the checker
-        for path, channels in (inner_widths or {}).items():
-            narrow_inside(model.get_submodule(path), channels)
+        narrow_places(model, inner_widths)
         swap_modules(model, placeholders(model, removed_units))
         if self.inner_level_removed:
             model.num_upsamplers -= 1

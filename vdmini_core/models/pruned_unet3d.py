@@ -14,7 +14,7 @@ from diffusers.configuration_utils import register_to_config
 
 from vdmini_core.models import removal, topology
 from vdmini_core.models.fps_unet import DOWN_BLOCKS, UP_BLOCKS
-from vdmini_core.models.narrow import narrow_inside
+from vdmini_core.models.narrow import narrow_places
 from vdmini_core.models.pruned_unet import swap_modules
 
 
@@ -116,8 +116,7 @@ STUDENTS: dict[Any, Any] = {UNet3DConditionModel: UNet3DPrunedModel, I2VGenXLUNe
 
 
 def _cut(model: Any, removed_units: tuple[str, ...], inner_widths: dict[str, int] | None) -> None:
-    for path, channels in (inner_widths or {}).items():
-        narrow_inside(model.get_submodule(path), channels)
+    narrow_places(model, inner_widths)
     swap_modules(model, removal.placeholders(model, removed_units))
     if not topology.inner_present(model):
         model.num_upsamplers -= 1

@@ -99,7 +99,7 @@ def load_pipeline(
                 local_files_only=True,
                 variant=variant_of(directory, index),
             )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         raise ModelError(
             f"{directory} cannot be loaded", found=str(error).strip().split("\n")[0], fix="check its files"
         ) from error
