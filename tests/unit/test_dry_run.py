@@ -57,6 +57,14 @@ def test_the_papers_cut_of_stable_video_diffusion_is_counted(project: Path) -> N
     assert "docs/metrics.md" in steps["evaluate"].todo
 
 
+@pytest.mark.parametrize("profile", ["t2v-turbo-v2", "videocrafter2"])
+def test_the_way_to_a_teacher_is_the_command_that_makes_a_whole_pipeline(project: Path, profile: str) -> None:
+    text = (project / "profiles" / f"{profile}.yaml").read_text()
+    [command] = [line[1:].strip() for line in text.splitlines() if line.startswith("#   vdmini convert")]
+    assert "--tokenizer" in command and ("--base" in command or profile == "videocrafter2")
+    assert command in by_stage(examined(project, profile))["teacher"].todo
+
+
 def test_what_was_missing_is_ready_once_it_is_here(project: Path, tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(b"")
