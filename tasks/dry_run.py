@@ -190,12 +190,12 @@ def _cut(params: Params, known: Architecture) -> Iterator[Step]:
     profile, plan = params.profile, params.plan
     units = known.family.units(known.denoiser, known.settings, profile.granularity)
     flops = total_flops(known.denoiser, known.settings)
-    passes = len(units) * len(profile.variants) * profile.clips * known.settings.steps
-    calls = 2 if known.settings.guidance > 1 else 1
+    calls = known.settings.steps * known.family.passes(known.denoiser, known.settings)
+    passes = len(units) * len(profile.variants) * profile.clips * calls
     yield Step(
         "profile",
-        f"{len(units)} units on {profile.clips} clips: at most {passes * calls:,} passes of "
-        f"{work(flops)}, {work(passes * calls * flops)}",
+        f"{len(units)} units on {profile.clips} clips: at most {passes:,} passes of "
+        f"{work(flops)}, {work(passes * flops)}",
     )
     if plan.recipe not in FIXED_RECIPES:
         budgets = {
@@ -262,7 +262,7 @@ def _evaluate(root: Path, params: Params, known: Architecture) -> Iterator[Step]
     from vdmini_core.models.flops import decoder_flops, total_flops
 
     evaluate, fvd = params.evaluate, params.evaluate.fvd
-    calls = known.settings.steps * (2 if known.settings.guidance > 1 else 1)
+    calls = known.settings.steps * known.family.passes(known.denoiser, known.settings)
     clip = calls * total_flops(known.denoiser, known.settings)
     try:
         clip += decoder_flops(known.vae, known.settings)[""]

@@ -57,6 +57,10 @@ def test_the_papers_cut_of_stable_video_diffusion_is_counted(project: Path) -> N
     assert "docs/metrics.md" in steps["evaluate"].todo
 
 
+def test_guidance_that_the_unet_is_told_takes_one_pass_a_step(project: Path) -> None:
+    assert "at most 1,856 passes" in by_stage(examined(project, "t2v-turbo-v2"))["profile"].does
+
+
 @pytest.mark.parametrize("profile", ["t2v-turbo-v2", "videocrafter2"])
 def test_the_way_to_a_teacher_is_the_command_that_makes_a_whole_pipeline(project: Path, profile: str) -> None:
     text = (project / "profiles" / f"{profile}.yaml").read_text()
