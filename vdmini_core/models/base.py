@@ -262,7 +262,7 @@ class Family(Protocol):
         ...
 
     def passes(self, denoiser: nn.Module, settings: SamplingSettings) -> int:
-        """Passes of the denoiser that one clip takes in one step of `sample`: two where guidance needs both."""
+        """Passes of the denoiser for one clip in one step of `sample`: two where guidance needs both."""
         ...
 
     def training_sigmas(self, settings: SamplingSettings, count: int, generator: torch.Generator) -> Tensor:
