@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tasks.dry_run import MISSING, READY, Step, examine_run, is_complete, work
+from tasks.dry_run import examine_run, is_complete
+from tasks.dry_run_recovery import recovery_case
+from tasks.dry_run_step import LATER, MISSING, READY, Step, work
+from tasks.dry_run_teacher import examine_teacher
 from tasks.project import lay_out, preview_params, template_folder
 from tests.flows.conftest import vdmini
+from vdmini_core.distillation.cost import devices
+from vdmini_core.distillation.cost.estimate import estimate
 from vdmini_core.params import Params
 
-PROFILES = sorted(path.stem for path in (template_folder() / "profiles").glob("*.yaml"))
+PROFILE_FOLDER = template_folder() / "profiles"
+PROFILES = sorted(path.stem for path in PROFILE_FOLDER.glob("*.yaml"))
 FROM_THE_PACKAGE = {"mini", "nano"}
 
 
@@ -57,9 +63,62 @@ def test_the_papers_cut_of_stable_video_diffusion_is_counted(project: Path) -> N
     assert "docs/metrics.md" in steps["evaluate"].todo
 
 
+def test_guidance_that_the_unet_is_told_takes_one_pass_a_step(project: Path) -> None:
+    assert "at most 1,856 passes" in by_stage(examined(project, "t2v-turbo-v2"))["profile"].does
+
+
+HARDWARE = [name for name in PROFILES if "hardware:" in (PROFILE_FOLDER / f"{name}.yaml").read_text()]
+
+
+@pytest.mark.parametrize("profile", HARDWARE)
+def test_every_profile_fits_its_own_hardware_where_that_can_be_counted(project: Path, profile: str) -> None:
+    recovery = by_stage(examined(project, profile))["distill"]
+    assert recovery.state != MISSING, recovery
+    assert (recovery.state == LATER) == ("cannot be counted" in recovery.does)
+    assert (recovery.state == READY) == ("GiB each" in recovery.does)
+
+
+def test_what_would_make_a_recovery_fit_is_what_to_add_to_the_command(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = preview_params(project, profile="nano", assignments=("base.hardware=h100",))
+    _, known = examine_teacher(project, params)
+    assert known is not None
+    need = estimate(recovery_case(params, known), devices.known_device("h100", False)).need
+    monkeypatch.setitem(devices.KNOWN, "h100", (989e12, 67e12, need - 1, 3e12))
+    step = by_stage(examine_run(project, params))["distill"]
+    assert step.state == MISSING and "add to the command --set distill." in step.todo
+    monkeypatch.setitem(devices.KNOWN, "h100", (989e12, 67e12, 1, 3e12))
+    assert "larger GPU" in by_stage(examine_run(project, params))["distill"].todo
+
+
+def test_a_cut_decoder_is_named_with_its_recovery(project: Path) -> None:
+    steps = by_stage(examined(project, "svd-i2v"))
+    assert "VAE decoder: 512, 512, 256, 128 channels to " in steps["plan"].does
+    assert "the cut VAE decoder, alone: 2,000 steps of 2 crops" in steps["distill"].does
+
+
+def test_a_protocol_says_what_its_measure_lacks(project: Path) -> None:
+    steps = by_stage(examined(project, "ucf101-fvd"))
+    assert "1,524.6 M parameters" in steps["teacher"].does and "PIPELINE" in steps["teacher"].todo
+    assert "fvd.weights" in steps["evaluate"].todo and "fvd.sha256" in steps["evaluate"].todo
+    unknown = preview_params(
+        project, profile="ucf101-fvd", assignments=("teacher.architecture=null", "teacher.path=nowhere")
+    )
+    assert "fvd.weights" in by_stage(examine_run(project, unknown))["evaluate"].todo
+
+
+@pytest.mark.parametrize("profile", ["t2v-turbo-v2", "videocrafter2"])
+def test_the_way_to_a_teacher_is_the_command_that_makes_a_whole_pipeline(project: Path, profile: str) -> None:
+    text = (project / "profiles" / f"{profile}.yaml").read_text()
+    [command] = [line[1:].strip() for line in text.splitlines() if line.startswith("#   vdmini convert")]
+    assert "--tokenizer" in command and ("--base" in command or profile == "videocrafter2")
+    assert command in by_stage(examined(project, profile))["teacher"].todo
+
+
 def test_what_was_missing_is_ready_once_it_is_here(project: Path, tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
-    (tmp_path / "videos" / "a.mp4").write_bytes(b"")
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"no more than there")
     params = preview_params(project, profile="nano", videos=tmp_path / "videos")
     prepare = by_stage(examine_run(project, params))["prepare"]
     assert prepare.state == READY and "1 video " in prepare.does

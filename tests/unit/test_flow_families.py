@@ -200,6 +200,7 @@ def test_two_transformers_of_one_pipeline_are_refused() -> None:
             family_of(pipeline).conditions(pipeline, ClipInputs(None, PROMPTS), SIZE, SEEDS)
     finally:
         pipeline.register_to_config(boundary_ratio=None)
+    family_of(pipeline).conditions(pipeline, ClipInputs(None, PROMPTS), SIZE, SEEDS)
 
 
 def test_hunyuan_video_has_its_published_size_and_a_fifth_may_go() -> None:

@@ -261,6 +261,10 @@ class Family(Protocol):
         """Unit noise -> clean latents (B, F, C, h, w), equal to the stock pipeline's own sampling."""
         ...
 
+    def passes(self, denoiser: nn.Module, settings: SamplingSettings) -> int:
+        """Passes of the denoiser for one clip in one step of `sample`: two where guidance needs both."""
+        ...
+
     def training_sigmas(self, settings: SamplingSettings, count: int, generator: torch.Generator) -> Tensor:
         """Noise levels (count,) for recovery: the top level alone for a one-step teacher."""
         ...

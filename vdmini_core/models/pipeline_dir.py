@@ -189,9 +189,10 @@ def check_directory(directory: Path) -> dict[str, Any]:
     """Refuse, before anything is loaded, what must not or cannot be loaded; return the index.
 
     Raises:
-        ModelError: foreign classes, missing parts, pickled weights.
+        ModelError: foreign classes, missing parts, pickled weights, a second transformer.
     """
     index = read_index(directory)
+    check_single(index)
     parts = PIPELINES[index["_class_name"]]
     for part, (allowed, (config, weights)) in parts.items():
         check_class(part, index.get(part), allowed)
@@ -207,6 +208,24 @@ def check_directory(directory: Path) -> dict[str, Any]:
         if weights is not None:
             check_weights(directory / part, weights)
     return index
+
+
+def check_single(index: Mapping[str, Any]) -> None:
+    """Refuse a pipeline of two transformers (Wan 2.2), of which one alone would be cut.
+
+    Args:
+        index: `model_index.json`, or the config of a loaded pipeline.
+    """
+    told = [key for key in ("boundary_ratio", "expand_timesteps") if index.get(key) not in (None, False)]
+    if not _absent(index, "transformer_2"):
+        told.append("transformer_2")
+    if told:
+        raise ModelError(
+            "this pipeline is not supported",
+            expected="one transformer for all noise levels and frames (of Wan: 2.1)",
+            found=" and ".join(told) + " (Wan 2.2)",
+            fix="take a Wan 2.1 pipeline",
+        )
 
 
 def _absent(index: Mapping[str, Any], part: str) -> bool:

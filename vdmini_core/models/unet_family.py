@@ -90,6 +90,10 @@ class UNetFamily:
         """Every removable pair, `M`, the innermost level whole (named `inner`), and temporal sub-layers."""
         return unet_units.list_cuts(denoiser, settings)
 
+    def passes(self, denoiser: nn.Module, settings: SamplingSettings) -> int:
+        """Of one clip in one step of sampling: classifier-free guidance takes two."""
+        return 2 if settings.guidance > 1 else 1
+
     def paper_cut(self, denoiser: nn.Module) -> tuple[str, ...]:
         """Second pairs but for `D.2` and `U.1`, and `D.3`, `M`, `U.0` (paper Sec. 3.2)."""
         return removal.paper_units(denoiser)

@@ -60,6 +60,10 @@ class VideoCrafterFamily(UNetFamily):
         with torch.no_grad():
             return videocrafter_sampling.sample(pipeline, denoiser, noise_BFChw, conditions, settings)
 
+    def passes(self, denoiser: nn.Module, settings: SamplingSettings) -> int:
+        """Of one clip in one step of sampling: T2V-Turbo-v2 is told the scale and needs one."""
+        return 2 if videocrafter_sampling.takes_two_passes(denoiser, settings) else 1
+
     def training_sigmas(self, settings: SamplingSettings, count: int, generator: torch.Generator) -> Tensor:
         """Noise levels (count,) for recovery, of the base model's schedule."""
         return videocrafter_sampling.training_sigmas(_schedule(settings), settings.steps, count, generator)

@@ -101,6 +101,11 @@ def denoise(denoiser: Any, noisy_BFChw: Tensor, sigma_B: Tensor, conditions: Con
     return (scheduler.predicted_clean(output, timestep, sample) / scale).transpose(1, 2)
 
 
+def takes_two_passes(denoiser: Any, settings: SamplingSettings) -> bool:
+    """Whether guidance is classifier-free: the U-Net has no embedding of its scale."""
+    return denoiser.config.time_cond_proj_dim is None and settings.guidance != 1
+
+
 def sample(
     pipeline: Any,
     denoiser: Any,
@@ -121,7 +126,7 @@ def sample(
     for generator in generators:  # past the noise that sampling starts from
         torch.randn(current[:1].shape, generator=generator, dtype=current.dtype)
     scheduler.set_timesteps(settings.steps, device=current.device)
-    two_passes = denoiser.config.time_cond_proj_dim is None and settings.guidance != 1
+    two_passes = takes_two_passes(denoiser, settings)
     for t in scheduler.timesteps:
         output = guided_noise(denoiser, current, t, conditions.tensors, two_passes)
         step = scheduler.step(output, t, current, generator=generators)

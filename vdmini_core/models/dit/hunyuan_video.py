@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vdmini_core.models.base import Conditions, SamplingSettings
 from vdmini_core.models.dit.flow_family import TIMESTEPS, FlowFamily
@@ -60,6 +60,10 @@ class HunyuanVideoFamily(FlowFamily):
             return_dict=False,
             **told,
         )[0]
+
+    def passes(self, denoiser: nn.Module, settings: SamplingSettings) -> int:
+        """One, whatever the guidance: the transformer is told its scale."""
+        return 1
 
     def scaled(self, vae: Any, latents_BCFhw: Tensor) -> Tensor:
         """Times the scaling factor."""

@@ -41,6 +41,10 @@ class TransformerFamily:
             for layer in layers_of(denoiser)
         ]
 
+    def passes(self, denoiser: nn.Module, settings: SamplingSettings) -> int:
+        """Of one clip in one step of sampling: classifier-free guidance takes two."""
+        return 2 if settings.guidance > 1 else 1
+
     @contextmanager
     def bypass(self, denoiser: nn.Module, unit: str, variant: Variant, seed: int = 0) -> Iterator[None]:
         """Within the context the unit is removed or replaced; afterwards the very same modules are back.

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdmini_core.errors import ModelError
 from vdmini_core.models.base import Conditions, SamplingSettings
 from vdmini_core.models.dit.flow_family import FlowFamily
 from vdmini_core.models.inputs import ClipInputs
+from vdmini_core.models.pipeline_dir import check_single
 from vdmini_core.models.registry import register_family
 
 
@@ -29,12 +29,7 @@ class WanFamily(FlowFamily):
         Raises:
             ModelError: for a pipeline of two transformers (Wan 2.2), of which one alone would be cut.
         """
-        if pipeline.config.get("boundary_ratio") is not None or pipeline.config.get("expand_timesteps"):
-            raise ModelError(
-                "this Wan pipeline is not supported",
-                expected="one transformer for all noise levels and frames (Wan 2.1)",
-                found="boundary_ratio or expand_timesteps (Wan 2.2)",
-            )
+        check_single(pipeline.config)
         prompts = list(inputs.need_prompts())
         device = next(pipeline.transformer.parameters()).device
         with torch.no_grad():

@@ -1,0 +1,86 @@
+"""The recovery of `vdmini run --dry-run`: steps, memory and time on the GPU that `base.hardware` names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tasks.dry_run_step import LATER, Step, count_of, step
+from vdmini_core.errors import ModelError
+from vdmini_core.params import FIXED_RECIPES, Params
+
+if TYPE_CHECKING:
+    from tasks.dry_run_teacher import Architecture
+    from vdmini_core.distillation.cost.estimate import Case, Estimate
+
+
+def examine_recovery(params: Params, known: Architecture) -> Step:
+    """Steps, and where `base.hardware` names a GPU, memory and time on so many of them (an estimate)."""
+    from vdmini_core.distillation.cost.devices import GIB, known_device
+    from vdmini_core.distillation.cost.estimate import estimate
+
+    does, hardware = _steps(params), params.base.hardware
+    if hardware is None or params.distill.depth == "none":
+        return Step("distill", does)
+    case = recovery_case(params, known)
+    try:
+        found = estimate(case, known_device(hardware, case.choices.bf16), per_device=1)
+    except (ModelError, RuntimeError):  # a step that cannot be rehearsed on the meta device
+        unknown = f"; whether it fits {hardware}, and its time, cannot be counted for this model"
+        return Step("distill", does + unknown, LATER)
+    hours = (found.step_s or 0.0) * found.steps / 3600
+    does += (
+        f"; on {params.distill.workers} {hardware} about {found.need / GIB:.0f} GiB each and "
+        f"{hours:,.3g} hours (estimated)"
+    )
+    return step("distill", does, "" if found.fits else _way_out(case, found))
+
+
+def _steps(params: Params) -> str:
+    distill, parts = params.distill, []
+    if params.plan.vae_decoder != "none":
+        decoder = distill.decoder
+        parts.append(
+            f"the cut VAE decoder, alone: {count_of(decoder.steps, 'step')} of "
+            f"{count_of(decoder.batch_size, 'crop')}"
+        )
+    if distill.depth == "none":
+        return "; ".join([*parts, "the denoiser stays as pruned"])
+    seen = distill.steps * distill.batch_size / params.prepare.clips.train
+    parts.append(
+        f"{distill.steps:,} steps of {distill.batch_size} clips on {distill.workers} workers "
+        f"({seen:.3g} times through the training clips), {distill.precision}"
+    )
+    return "; ".join(parts)
+
+
+def recovery_case(params: Params, known: Architecture) -> Case:
+    """The recovery to be judged; of a cut that only the profile knows, the paper's stands in."""
+    from vdmini_core.distillation.cost.estimate import Case
+    from vdmini_core.distillation.cost.rehearsal import Choices
+    from vdmini_core.params import PlanParams
+    from vdmini_core.pruning.recipes import make_plan
+
+    plan = params.plan if params.plan.recipe in FIXED_RECIPES else PlanParams(recipe="paper")
+    units = known.family.units(known.denoiser, known.settings)
+    made = make_plan(plan, known.family, known.denoiser, units, None, known.settings, params.base.seed)
+    choices = Choices.from_params(params.distill)
+    return Case(known.family, known.denoiser, made, params.distill, known.settings, choices)
+
+
+def _way_out(case: Case, found: Estimate) -> str:
+    """What to add to the command so that a worker fits."""
+    from vdmini_core.distillation.cost.devices import GIB
+    from vdmini_core.distillation.cost.estimate import ways_to_fit
+
+    try:
+        ways = ways_to_fit(case, found, most=2)
+    except RuntimeError:
+        ways = []
+    if not ways:
+        return "a worker does not fit: cut more, use smaller clips, or set base.hardware to a larger GPU"
+    listed = "; or ".join(
+        " ".join(f"--set {word.rstrip(',')}" for word in text.split() if "=" in word)
+        + f" ({need / GIB:.1f} GiB)"
+        for text, need in ways
+    )
+    return f"a worker does not fit: add to the command {listed}"
