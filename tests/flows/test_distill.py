@@ -246,6 +246,7 @@ def running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.long  # the same by the worker's own function, without Ray: tests/unit/test_recovery_guards.py
 @pytest.mark.timeout(1200)
 def test_divergence_ends_the_run_once_with_advice(project: Path, tmp_path: Path) -> None:
     """Rolled back once, to no avail: so that Ray's retries are not spent on it."""
