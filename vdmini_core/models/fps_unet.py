@@ -75,6 +75,14 @@ class ConditionedTimeEmbedding(TimestepEmbedding):
         return super().forward(sample) + condition.fps
 
 
+def take_out(model: Any, removed_units: tuple[str, ...], inner_widths: dict[str, int] | None) -> None:
+    """Narrow and remove in place, as the config of a U-Net of ModelScope's structure says."""
+    narrow_places(model, inner_widths)
+    swap_modules(model, removal.placeholders(model, removed_units))
+    if not topology.inner_present(model):
+        model.num_upsamplers -= 1
+
+
 class UNet3DFpsConditionModel(UNet3DConditionModel):
     """`UNet3DConditionModel` with an embedding of the frame rate and, where asked for, of guidance scales.
 
@@ -146,10 +154,7 @@ class UNet3DFpsConditionModel(UNet3DConditionModel):
             width, 4 * width, act_fn, time_cond_proj_dim, motion_cond_proj_dim
         )
         model.fps_embedding = TimestepEmbedding(width, 4 * width, act_fn=act_fn)
-        narrow_places(model, inner_widths)
-        swap_modules(model, removal.placeholders(model, removed_units))
-        if not topology.inner_present(model):
-            model.num_upsamplers -= 1
+        take_out(model, removed_units, inner_widths)
 
     def forward(
         self,

@@ -39,6 +39,11 @@ STABLE_DIFFUSION_VAE: dict[str, Any] = {
 }
 TEMPORAL_VAE = {**STABLE_DIFFUSION_VAE, "sample_size": 768}
 FRAME_VAE = {**STABLE_DIFFUSION_VAE, "up_block_types": ["UpDecoderBlock2D"] * 4}
+SVD_INDEX: dict[str, Any] = {
+    "_class_name": "StableVideoDiffusionPipeline",
+    "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
+    "vae": ["diffusers", "AutoencoderKLTemporalDecoder"],
+}
 WAN_INDEX: dict[str, Any] = {
     "_class_name": "WanPipeline",
     "transformer": ["diffusers", "WanTransformer3DModel"],
@@ -51,20 +56,12 @@ COGVIDEOX_INDEX: dict[str, Any] = {
 }
 BUILT_IN: dict[str, dict[str, dict[str, Any]]] = {
     "stable-video-diffusion": {  # stabilityai/stable-video-diffusion-img2vid
-        "index": {
-            "_class_name": "StableVideoDiffusionPipeline",
-            "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
-            "vae": ["diffusers", "AutoencoderKLTemporalDecoder"],
-        },
+        "index": SVD_INDEX,
         "unet": {"num_frames": 14, "sample_size": 96},
         "vae": TEMPORAL_VAE,
     },
     "stable-video-diffusion-xt": {  # stabilityai/stable-video-diffusion-img2vid-xt: the same network
-        "index": {
-            "_class_name": "StableVideoDiffusionPipeline",
-            "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
-            "vae": ["diffusers", "AutoencoderKLTemporalDecoder"],
-        },
+        "index": SVD_INDEX,
         "unet": {"num_frames": 25, "sample_size": 96},
         "vae": TEMPORAL_VAE,
     },

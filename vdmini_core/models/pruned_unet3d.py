@@ -12,10 +12,7 @@ from typing import Any, cast
 from diffusers import I2VGenXLUNet, UNet3DConditionModel
 from diffusers.configuration_utils import register_to_config
 
-from vdmini_core.models import removal, topology
-from vdmini_core.models.fps_unet import DOWN_BLOCKS, UP_BLOCKS
-from vdmini_core.models.narrow import narrow_places
-from vdmini_core.models.pruned_unet import swap_modules
+from vdmini_core.models.fps_unet import DOWN_BLOCKS, UP_BLOCKS, take_out
 
 
 class UNet3DPrunedModel(UNet3DConditionModel):
@@ -70,7 +67,7 @@ class UNet3DPrunedModel(UNet3DConditionModel):
             num_attention_heads=num_attention_heads,
             time_cond_proj_dim=time_cond_proj_dim,
         )
-        _cut(self, removed_units, inner_widths)
+        take_out(self, removed_units, inner_widths)
 
 
 class I2VGenXLPrunedUNet(I2VGenXLUNet):
@@ -108,15 +105,8 @@ class I2VGenXLPrunedUNet(I2VGenXLUNet):
             attention_head_dim=cast(Any, attention_head_dim),
             num_attention_heads=cast(Any, num_attention_heads),
         )
-        _cut(self, removed_units, inner_widths)
+        take_out(self, removed_units, inner_widths)
 
 
 # Stock class -> the class of its students.
 STUDENTS: dict[Any, Any] = {UNet3DConditionModel: UNet3DPrunedModel, I2VGenXLUNet: I2VGenXLPrunedUNet}
-
-
-def _cut(model: Any, removed_units: tuple[str, ...], inner_widths: dict[str, int] | None) -> None:
-    narrow_places(model, inner_widths)
-    swap_modules(model, removal.placeholders(model, removed_units))
-    if not topology.inner_present(model):
-        model.num_upsamplers -= 1
