@@ -198,9 +198,10 @@ def test_a_schedule_fires_and_a_run_without_changes_is_short(told: tuple[Path, S
             "0 2 * * *",
             {"root": str(root)},
         )
+        # Each minute, not once: the server plans ahead, and on a busy machine it may miss the first.
         soon = (datetime.now(UTC) + timedelta(seconds=5)).isoformat()
-        hourly = {"interval": 3600, "anchor_date": soon}
-        prefect(setup, f"/deployments/{found['id']}/schedules", [{"schedule": hourly, "active": True}])  # type: ignore[arg-type]
+        minutely = {"interval": 60, "anchor_date": soon}
+        prefect(setup, f"/deployments/{found['id']}/schedules", [{"schedule": minutely, "active": True}])  # type: ignore[arg-type]
         done = _until(
             lambda: [r for r in _scheduled(setup, found["id"]) if r["state_type"] == "COMPLETED"], process
         )
@@ -212,13 +213,21 @@ def test_a_schedule_fires_and_a_run_without_changes_is_short(told: tuple[Path, S
     assert any(text.count("up to date") == len(STAGES) for text in summary), summary
 
 
+def _answers(setup: Setup) -> bool:
+    try:
+        checks.s3(setup)
+    except VDMiniError:
+        return False
+    return True
+
+
 def _scheduled(setup: Setup, deployment: str) -> list[dict[str, Any]]:
     runs = prefect(setup, "/flow_runs/filter", {"deployments": {"id": {"any_": [deployment]}}})
     assert not [run for run in runs if run["state_type"] in ("FAILED", "CRASHED")]
     return runs
 
 
-def _until(look: Any, process: subprocess.Popen[bytes], limit_s: float = 180) -> Any:
+def _until(look: Any, process: subprocess.Popen[bytes], limit_s: float = 300) -> Any:
     deadline = time.monotonic() + limit_s
     while not (found := look()):
         assert process.poll() is None
@@ -241,15 +250,10 @@ def test_what_falls_gets_up_and_what_stops_leaves_nothing(servers: tuple[Path, S
     root, setup = servers
     fallen = next(p for p in psutil.process_iter() if _is_of(p, setup) and "rclone" in p.name())
     fallen.kill()
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            checks.s3(setup)
-            break
-        except VDMiniError:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-    assert set(states(setup).values()) == {"RUNNING"}
+    deadline = time.monotonic() + 60
+    while not _answers(setup) or set(states(setup).values()) != {"RUNNING"}:
+        assert time.monotonic() < deadline, states(setup)
+        time.sleep(0.5)
     vdmini(root, "services", "stop")
     assert not [p for p in psutil.process_iter() if _is_of(p, setup)]
     assert not setup.run_folder.exists() and os.access(setup.env_file, os.R_OK)

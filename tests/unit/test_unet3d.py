@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.model_matrix import UNETS
 from vdmini_core.distillation.feature_taps import feature_taps
 from vdmini_core.distillation.losses import icd_loss
+from vdmini_core.errors import ModelError
 from vdmini_core.models.base import SamplingSettings
 from vdmini_core.models.calls import example_call
 from vdmini_core.models.denoiser import load_denoiser
@@ -96,3 +98,37 @@ def test_a_video_u_net_is_cut_learns_and_comes_back(name: str, tmp_path: Path) -
         assert torch.equal(answer(loaded), answer(student))
     again = FAMILY.prune(loaded, ["U.1.pair.2"])  # and can be cut further
     assert {*again.config.removed_units} == {*removed, "U.1.pair.2"}
+
+
+OF_IMAGES_OR_SOUND = {
+    "AudioLDM2UNet2DConditionModel",
+    "DreamLiteUNetModel",
+    "Kandinsky3UNet",
+    "StableCascadeUNet",
+    "UNet1DModel",
+    "UNet2DConditionModel",
+    "UNet2DModel",
+    "UNetControlNetXSModel",
+}
+
+
+def test_every_u_net_of_diffusers_is_spoken_of() -> None:
+    exported = {
+        name
+        for name in dir(diffusers)
+        if "UNet" in name and isinstance(getattr(diffusers, name), type) and "Pipeline" not in name
+    }
+    assert exported == {*UNETS, *OF_IMAGES_OR_SOUND}
+
+
+def test_a_u_net_with_motion_modules_is_refused(tmp_path: Path) -> None:
+    blocks = {
+        "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
+        "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
+    }
+    sizes = {"block_out_channels": (16, 16), "norm_num_groups": 8, "cross_attention_dim": 8}
+    heads = {"num_attention_heads": 2, "motion_num_attention_heads": 2}
+    diffusers.UNetMotionModel(**blocks, **sizes, **heads).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="class that is not supported") as caught:
+        load_denoiser(tmp_path)
+    assert "found: UNetMotionModel" in str(caught.value)

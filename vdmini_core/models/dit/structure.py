@@ -103,10 +103,17 @@ class TransformerFamily:
         return [Cut(u.name, (u.name,), u.parameters, u.flops) for u in units if u.removable]
 
     def paper_cut(self, denoiser: nn.Module) -> tuple[str, ...]:
-        """Every n-th layer of each stack, so that a fifth of the layers is gone.
+        """Every fifth layer of each stack.
 
         The paper gives no layers for HunyuanVideo, only a speed-up of 1.25 (Table 2): a fifth of the work.
-        Evenly spread, first and last layers stay where they can.
+
+        Raises:
+            PlanError: for a model with nothing to remove.
+        """
+        return self.spread_cut(denoiser, 5)
+
+    def spread_cut(self, denoiser: nn.Module, every: int) -> tuple[str, ...]:
+        """One layer in `every`, of each stack, evenly; first and last layers stay where they can.
 
         Raises:
             PlanError: for a model with nothing to remove.
@@ -114,10 +121,11 @@ class TransformerFamily:
         chosen = []
         for stack in dict.fromkeys(layer.stack for layer in layers_of(denoiser)):
             inside = [layer for layer in layers_of(denoiser) if layer.stack == stack]
-            chosen += [layer.name for layer in inside[3:-1:5] if not layer.reason]
+            chosen += [layer.name for layer in inside[every - 2 : -1 : every] if not layer.reason]
         if not chosen:
             raise PlanError(
-                "this model has too few layers for the paper's share", expected="five or more in a stack"
+                f"this model has too few layers to remove one in {every}",
+                expected=f"{every} or more in a stack",
             )
         return layers.canonical_layers(denoiser, chosen)
 
