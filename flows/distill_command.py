@@ -90,8 +90,8 @@ def _size(text: str | None) -> tuple[int, int] | None:
         height, width = (int(side) for side in text.lower().split("x"))
     except ValueError:
         raise DataError("--size cannot be read", expected="HEIGHTxWIDTH, as 576x1024", found=text) from None
-    if height <= 0 or width <= 0 or height % 64 or width % 64:
-        raise DataError("no denoiser is known to take this size", expected="multiples of 64", found=text)
+    if height <= 0 or width <= 0:
+        raise DataError("--size cannot be read", expected="pixels above 0, as 576x1024", found=text)
     return height, width
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from vdmini_core.errors import ModelError
@@ -69,8 +70,9 @@ def make_case(
     """A teacher's directory or built-in name, and a plan (None: the paper's), as a case; no weights are read.
 
     Raises:
-        ModelError: for no such teacher, or a plan for another one.
+        ModelError: for no such teacher, a size that it cannot take, or a plan for another one.
     """
+    from tasks.teacher import check_fit
     from vdmini_core.distillation.cost.estimate import Case
     from vdmini_core.distillation.cost.rehearsal import Choices, smaller
     from vdmini_core.models.inspect import load_architecture
@@ -81,6 +83,8 @@ def make_case(
 
     family, denoiser, _, settings = load_architecture(teacher)
     settings = smaller(settings, frames, size)
+    if frames or size:
+        check_fit(SimpleNamespace(**{family.denoiser_name: denoiser}), settings)
     if plan is not None:
         made = Plan.load(plan)
         count = sum(parameter.numel() for parameter in denoiser.parameters())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import svd_toys
 import torch
 from recovery_toys import PAIRS, SETTINGS, ToyFamily, toy_batches, toy_params, toy_step, toy_unet
 from torch import nn
@@ -19,7 +20,7 @@ from vdmini_core.distillation.cost.devices import Device, free_memory, known_dev
 from vdmini_core.distillation.cost.ledger import GRADIENTS, Ledger
 from vdmini_core.distillation.cost.rehearsal import Choices, Footprint, rehearse
 from vdmini_core.distillation.losses import total_loss
-from vdmini_core.errors import DataError, TrainingError
+from vdmini_core.errors import DataError, ModelError, TrainingError
 from vdmini_core.models.base import Student
 from vdmini_core.pruning.plan import Plan
 
@@ -172,3 +173,15 @@ def test_dry_run_prints_json_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     assert bill["memory"]["fits"] and bill["time"]["price"] > 0 and bill["choices"]["workers"] == 2
     assert not list(tmp_path.iterdir())
     assert CliRunner().invoke(app, ["distill", "--device", "h100"]).exit_code == 2
+
+
+def test_a_size_that_the_teacher_cannot_take_is_refused(tmp_path: Path) -> None:
+    from tasks.recovery_cost import make_case
+    from vdmini_core.params import Params
+
+    svd_toys.tiny_pipeline().save_pretrained(tmp_path)
+    cells = svd_toys.SETTINGS.latent_scale
+    fits = make_case(Params(), str(tmp_path), None, frames=3, size=(32 * cells, 48 * cells))
+    assert (fits.settings.frames, fits.settings.height, fits.settings.width) == (3, 32 * cells, 48 * cells)
+    with pytest.raises(ModelError, match="does not fit the teacher"):
+        make_case(Params(), str(tmp_path), None, size=(32 * cells + 1, 32 * cells))
