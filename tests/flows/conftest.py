@@ -18,6 +18,7 @@ from tasks.project import change_params, lay_out
 from tasks.versioning import init_repository
 
 VDMINI = Path(sys.executable).with_name("vdmini")
+SERVED = "VDMINI_TESTS_PREFECT"
 
 
 def make_project(folder: Path, *assignments: str) -> Path:
@@ -29,11 +30,32 @@ def make_project(folder: Path, *assignments: str) -> Path:
 
 
 def environment(**extra: str) -> dict[str, str]:
+    """Of a process: nothing of the user's own, and the tests' Prefect server where one runs."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     clean = {
         k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "VDMINI_", "DVC_"))
     }
-    return {**clean, "PATH": path, **extra}
+    served = {"PREFECT_API_URL": os.environ[SERVED]} if SERVED in os.environ else {}
+    return {**clean, "PATH": path, **served, **extra}
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One server for the runs of this process: Prefect starts one for each run otherwise, which costs 10 s.
+
+    `test_compress.py` has a run that starts its own.
+    """
+    from tests.services.serving import free_port, server
+
+    folder, port = tmp_path_factory.mktemp("prefect"), free_port()
+    command = [str(Path(sys.executable).with_name("prefect")), "server", "start", "--no-services"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_LEVEL": "ERROR"}
+    url = f"http://127.0.0.1:{port}/api"
+    with server(command, f"{url}/health", folder, PREFECT_HOME=str(folder), **quiet):
+        os.environ[SERVED] = url
+        yield url
+        del os.environ[SERVED]
 
 
 def vdmini(

@@ -26,6 +26,7 @@ from tasks.recovery_checkpoints import (
     newest_checkpoint,
     read_rows,
     save_checkpoint,
+    step_of,
 )
 from tasks.recovery_worker import end_leftovers
 from vdmini_core.artifacts import read_json, tree_digests, write_json
@@ -137,6 +138,31 @@ def test_a_whole_run_leaves_student_plan_and_losses(project: Path, whole: dict[s
     assert (out / "losses.svg").exists() and (out / "student" / "plan.json").exists()
     before = fingerprint(load_pipeline(project / "artifacts" / "prune" / "student").unet)
     assert fingerprint(load_pipeline(out / "student").unet) != before
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_fsdp2_told_to_stop_saves_the_step_and_goes_on_from_it(
+    project: Path, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    """Averaging workers are the measure: their losses are those of workers that hold parts."""
+    errors, losses = tmp_path / "errors.txt", project / "parts" / "work" / "losses.jsonl"
+    with errors.open("wb") as sink:
+        driver = start(project, "parts", stderr=sink, parallel="fsdp2")
+        try:
+            wait_for(lambda: len(read_rows(losses)) >= EVERY + 1 or driver.poll() is not None, PATIENCE_S)
+            os.kill(read_json(losses.parent / "workers" / "1.json")["pid"], signal.SIGTERM)
+            assert driver.wait(timeout=PATIENCE_S) == 1
+        finally:
+            stop(driver)
+    found = newest_checkpoint(losses.parent / "ray" / "recovery")
+    assert found is not None and list((found / "shards").iterdir())
+    step = step_of(found)
+    assert f"is saved at step {step} of {STEPS}" in errors.read_text() and EVERY < step < STEPS
+    assert finish(project, "parts", parallel="fsdp2")["notes"] == [f"distill went on from step {step}"]
+    rows, wanted = (read_rows(project / name / "out" / "losses.jsonl") for name in ("parts", "whole"))
+    for row, other in zip(rows, wanted, strict=True):
+        assert row == pytest.approx(other, abs=1e-4, rel=1e-3), row["step"]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from vdmini_core.data.video import write_mp4
 from vdmini_core.models.registry import load_pipeline, save_pipeline
 from vdmini_core.teacher.architecture import ARCHITECTURES, build_from
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.usefixtures("prefect_server")]
 GOOD = ("one.mp4", "näch ste.mp4", "sub/two.mp4", "sub/three.mp4")
 
 

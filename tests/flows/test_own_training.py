@@ -20,6 +20,7 @@ TRAINING = ("size=nano", "vae_steps=3", "steps=12", "probe_every=12", "checkpoin
 SETTINGS = tuple(f"teacher.train.{setting}" for setting in TRAINING)
 
 
+@pytest.mark.long  # tests/unit/test_teacher_training.py resumes one too, without the command and MLflow
 def test_a_teacher_trained_here_survives_a_kill(tmp_path: Path) -> None:
     whole = make_project(tmp_path / "whole", *SETTINGS)
     vdmini(whole, "prepare")

@@ -13,7 +13,7 @@ from vdmini_core.artifacts import read_json
 from vdmini_core.models.registry import fingerprint, load_pipeline
 from vdmini_core.pruning.plan import Plan
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.usefixtures("prefect_server")]
 
 
 def test_rounds_go_on_from_each_other_and_a_second_start_does_nothing(tmp_path: Path) -> None:

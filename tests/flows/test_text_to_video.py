@@ -16,7 +16,7 @@ from tests.flows.conftest import environment, vdmini
 from vdmini_core.artifacts import read_json
 from vdmini_core.data.prompts import load_prompts
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.usefixtures("prefect_server")]
 
 
 @pytest.mark.parametrize("profile", ["nano-t2v", pytest.param("nano-dit", marks=pytest.mark.long)])
