@@ -110,13 +110,13 @@ def test_one_parent_run_with_a_nested_run_per_stage(finished_project: Path) -> N
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_a_changed_parameter_runs_its_stage_and_what_follows(finished_project: Path, tmp_path: Path) -> None:
+def test_a_changed_parameter_runs_the_stages_that_read_it(finished_project: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(finished_project, root)
     done = vdmini(root, "run", "--set", "report.videos=1", "--json")
     fates = {row["stage"]: row["fate"] for row in json.loads(done.stdout)["stages"]}
-    assert next(name for name, fate in fates.items() if fate != "up to date") == "report"
-    assert fates["report"] == fates["register"] == "ran"
+    assert {name for name, fate in fates.items() if fate != "up to date"} == {"report"}
+    assert fates["report"] == "ran"
     assert "report.videos: 2 -> 1" in done.stderr
 
 
