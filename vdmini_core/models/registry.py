@@ -89,9 +89,9 @@ def load_pipeline(
 
     directory = Path(directory)
     index = check_directory(directory)
-    library: Any = diffusers if hasattr(diffusers, index["_class_name"]) else vdmini_core
     try:
-        with quiet_libraries():
+        with quiet_libraries():  # the class, too: diffusers imports it when it is asked for
+            library: Any = diffusers if hasattr(diffusers, index["_class_name"]) else vdmini_core
             pipeline = getattr(library, index["_class_name"]).from_pretrained(
                 directory,
                 dtype=dtype,
