@@ -172,6 +172,37 @@ def pipeline_of(kind, **changes):
     return pipeline
 
 
+@pytest.mark.parametrize(
+    ("kind", "usual"),
+    [
+        ("videocrafter2", {"fps": 28, "guidance_scale": 12.0, "num_inference_steps": 50}),
+        ("t2v-turbo-v2", {"fps": 16, "guidance_scale": 7.5, "num_inference_steps": 8}),
+    ],
+)
+def test_called_without_settings_it_samples_as_its_originals_script(kind, usual):
+    pipeline, asked = pipeline_of(kind), []
+    plan = pipeline.scheduler.set_timesteps
+
+    def two_steps(count, **where):
+        asked.append(count)
+        plan(2, **where)
+
+    pipeline.scheduler.set_timesteps = two_steps
+    prompts = torch.randn(2, 1, LENGTH, 64, generator=torch.Generator().manual_seed(1))
+    given = {"prompt_embeds": prompts[0], "negative_prompt_embeds": prompts[1], "output_type": "latent"}
+
+    def sample(**settings):
+        noise = torch.Generator().manual_seed(0)
+        size = {"num_frames": 2, "height": 16, "width": 16}
+        return pipeline(**given, **size, **settings, generator=noise)
+
+    found = sample()
+    assert asked == [usual.pop("num_inference_steps")]
+    assert torch.equal(found, sample(**usual))
+    for name, value in usual.items():
+        assert not torch.equal(found, sample(**usual | {name: value - 1})), name
+
+
 def conditions(count, seeds):
     generator = torch.Generator().manual_seed(9)
     text, negative = torch.randn(2, count, LENGTH, 64, generator=generator)

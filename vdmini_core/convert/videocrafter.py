@@ -17,14 +17,10 @@ from vdmini_core.convert.parts import Part, check_fit, fill, text_part, unet_par
 from vdmini_core.convert.unet_config import PUBLISHED, unet_config
 from vdmini_core.errors import ModelError
 from vdmini_core.models.registry import SETTINGS, save_pipeline
+from vdmini_core.models.t2v_pipeline import SAMPLING
 from vdmini_core.progress import progress_bar
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# How the originals' own scripts sample: vdmini.json of the pipeline directory.
-SAMPLING: dict[str, dict[str, Any]] = {
-    "videocrafter2": {"fps": 28, "num_inference_steps": 50, "guidance": 12.0},
-    "t2v-turbo-v2": {"fps": 16, "num_inference_steps": 8, "guidance": 7.5},
-}
 SIZE = {"height": 320, "width": 512}
 
 

@@ -20,6 +20,11 @@ from vdmini_core.models.fps_unet import guidance_embedding
 
 TRAINED_TIMESTEPS = 1000
 MOTION_GUIDANCE = 0.05
+# How the originals' own scripts sample: the pipeline's defaults, and what conversion writes to vdmini.json.
+SAMPLING: dict[str, dict[str, Any]] = {
+    "videocrafter2": {"fps": 28, "num_inference_steps": 50, "guidance": 12.0},
+    "t2v-turbo-v2": {"fps": 16, "num_inference_steps": 8, "guidance": 7.5},
+}
 MOTION_SHARE = 0.3  # of the timesteps, from the noisiest on, in which motion guidance is on
 
 
@@ -54,9 +59,9 @@ class VideoCrafterPipeline(DiffusionPipeline):
         num_frames: int = 16,
         height: int = 320,
         width: int = 512,
-        fps: int = 16,
-        num_inference_steps: int = 8,
-        guidance_scale: float = 7.5,
+        fps: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         motion_guidance_scale: float = MOTION_GUIDANCE,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -73,9 +78,9 @@ class VideoCrafterPipeline(DiffusionPipeline):
             num_frames: of a clip.
             height: of a frame in pixels, a multiple of 8 U-Net cells.
             width: likewise.
-            fps: frame rate the U-Net is told.
-            num_inference_steps: 4 to 16 for T2V-Turbo-v2, 50 for VideoCrafter2.
-            guidance_scale: 7.5 for T2V-Turbo-v2, 12 for VideoCrafter2.
+            fps: frame rate the U-Net is told; None: 16 for T2V-Turbo-v2, 28 for VideoCrafter2.
+            num_inference_steps: None: 8 for T2V-Turbo-v2, which takes 4 to 16, 50 for VideoCrafter2.
+            guidance_scale: None: 7.5 for T2V-Turbo-v2, 12 for VideoCrafter2.
             motion_guidance_scale: of T2V-Turbo-v2, in the noisiest 30 % of the timesteps.
             generator: of all noise.
             latents: unit noise (B, C, F, h, w); drawn where None.
@@ -94,12 +99,15 @@ class VideoCrafterPipeline(DiffusionPipeline):
         device = self._execution_device
         text = self.encode_text(prompt, prompt_embeds, device)
         count, unet = len(text), cast(Any, self.unet)
+        usual = SAMPLING["videocrafter2" if unet.config.time_cond_proj_dim is None else "t2v-turbo-v2"]
+        fps = usual["fps"] if fps is None else fps
+        guidance_scale = usual["guidance"] if guidance_scale is None else guidance_scale
         two_passes = unet.config.time_cond_proj_dim is None and guidance_scale != 1
         without = text
         if two_passes:
             without = self.encode_text(negative_prompt, negative_prompt_embeds, device)
             without = without.expand(count, -1, -1)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self.scheduler.set_timesteps(num_inference_steps or usual["num_inference_steps"], device=device)
         if latents is None:
             cells = (height // self.vae_scale_factor, width // self.vae_scale_factor)
             shape = (count, unet.config.in_channels, num_frames, *cells)
