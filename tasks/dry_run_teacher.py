@@ -42,7 +42,8 @@ class Architecture:
 
 def examine_teacher(root: Path, params: Params) -> tuple[Step, Architecture | None]:
     """The line, and the architecture at the prepared clips' size where it is known and takes them."""
-    from tasks.teacher import check_fit, fitted_settings
+    from tasks.clip_size import check_fit
+    from tasks.teacher import fitted_settings
     from vdmini_core.models.inspect import load_architecture
 
     with tempfile.TemporaryDirectory() as scratch:

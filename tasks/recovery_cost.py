@@ -72,7 +72,7 @@ def make_case(
     Raises:
         ModelError: for no such teacher, a size that it cannot take, or a plan for another one.
     """
-    from tasks.teacher import check_fit
+    from tasks.clip_size import check_fit
     from vdmini_core.distillation.cost.estimate import Case
     from vdmini_core.distillation.cost.rehearsal import Choices, smaller
     from vdmini_core.models.inspect import load_architecture

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from latency import on_gpu
 
 from vdmini_core.artifacts import write_json
 from vdmini_core.errors import ModelError
@@ -56,15 +57,9 @@ CASES = {
 }
 
 
-def on_gpu(meta_model: Any) -> Any:
+def random_twin(meta_model: Any) -> Any:
     """A random model of the same config in bfloat16, made on the GPU."""
-    torch.set_default_dtype(DTYPE)
-    try:
-        with torch.device(DEVICE):
-            model = type(meta_model).from_config(meta_model.config)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    return model.to(DEVICE, DTYPE).eval().requires_grad_(False)
+    return on_gpu(lambda: type(meta_model).from_config(meta_model.config))
 
 
 def call_of(model: Any, settings: Any) -> Callable[[], Any]:
@@ -122,11 +117,11 @@ def counted(name: str, case: Case) -> tuple[dict[str, Any], dict[str, Any], Any,
 @torch.inference_mode()
 def measured(models: dict[str, Any], vae: Any, settings: Any, case: Case, options: Any) -> dict[str, Any]:
     """Times of all parts; the models are put on the GPU one beside the other."""
-    placed = {name: on_gpu(model) for name, model in models.items()}
+    placed = {name: random_twin(model) for name, model in models.items()}
     calls = {name: call_of(model, settings) for name, model in placed.items()}
     found: dict[str, Any] = compare_latency(calls, 2, options.repeats, device=DEVICE)
     found["peak_gib"] = {n: round(peak_memory(f, device=DEVICE) / 2**30, 2) for n, f in calls.items()}
-    decode = compare_latency({"decoder": decoding(on_gpu(vae), settings)}, 1, 3, device=DEVICE)
+    decode = compare_latency({"decoder": decoding(random_twin(vae), settings)}, 1, 3, device=DEVICE)
     found["decoder_ms"] = decode["latency"]["decoder"]["median_ms"]
     whole = {n: case.passes * v["median_ms"] + found["decoder_ms"] for n, v in found["latency"].items()}
     found["end_to_end_speedup"] = {n: round(whole["teacher"] / ms, 4) for n, ms in whole.items()}

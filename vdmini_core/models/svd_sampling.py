@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vdmini_core.errors import ModelError
 from vdmini_core.models.base import Conditions, SamplingSettings
 from vdmini_core.models.inputs import clip_seeds
+from vdmini_core.models.pixels import clips_of, pixels_of
 
 # SVD's training distribution of noise levels: ln sigma ~ N(0.7, 1.6) (Stable Video Diffusion, App. D).
 LOG_SIGMA_MEAN, LOG_SIGMA_STD, SIGMA_MAX = 0.7, 1.6, 700.0
@@ -83,7 +84,7 @@ def encode_clips(pipeline: Any, clips_BFHWC: Tensor) -> Tensor:
     parameter = next(pipeline.vae.parameters())
     rows = []
     for clip in clips_BFHWC:
-        pixels = clip.to(parameter.device).permute(0, 3, 1, 2).float() / 255.0 * 2.0 - 1.0
+        pixels = pixels_of(clip, parameter.device)
         with torch.no_grad():
             latents = _encode_upcast(
                 pipeline,
@@ -93,17 +94,12 @@ def encode_clips(pipeline: Any, clips_BFHWC: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+@torch.no_grad()
 def decode_latents(pipeline: Any, latents_BFChw: Tensor, settings: SamplingSettings) -> Tensor:
     """Scaled latents (B, F, C, h, w) -> clips uint8 (B, F, H, W, 3), clip by clip like the stock call."""
-    clips = []
-    for latents in latents_BFChw:
-        with torch.no_grad():
-            video = pipeline.decode_latents(latents[None], settings.frames, settings.decode_chunk_size)
-        frames = (video[0].permute(1, 2, 3, 0) * 0.5 + 0.5).clamp(0, 1)
-        clips.append((frames * 255).round().to(torch.uint8).cpu())
-    if not clips:
-        return torch.empty(0, settings.frames, settings.height, settings.width, 3, dtype=torch.uint8)
-    return torch.stack(clips)
+    chunk = settings.decode_chunk_size
+    videos = (pipeline.decode_latents(latents[None], settings.frames, chunk)[0] for latents in latents_BFChw)
+    return clips_of(videos, settings)
 
 
 def denoise(denoiser: nn.Module, noisy_BFChw: Tensor, sigma_B: Tensor, conditions: Conditions) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vdmini_core.errors import ModelError
 from vdmini_core.models.base import Conditions, SamplingSettings
+from vdmini_core.models.pixels import clips_of, pixels_of
 from vdmini_core.models.t2v_pipeline import guided_noise
 from vdmini_core.models.t2v_schedulers import ConsistencyScheduler, RescaledDDIMScheduler
 
@@ -64,24 +65,19 @@ def encode_clips(pipeline: Any, clips_BFHWC: Tensor) -> Tensor:
     parameter = next(pipeline.vae.parameters())
     rows = []
     for clip in clips_BFHWC:
-        pixels = clip.to(parameter.device).permute(0, 3, 1, 2).float() / 255.0 * 2.0 - 1.0
+        pixels = pixels_of(clip, parameter.device)
         with torch.no_grad():
             latents = pipeline.vae.encode(pixels.to(parameter.dtype)).latent_dist.mode()
         rows.append(latents * pipeline.vae.config.scaling_factor)
     return torch.stack(rows)
 
 
+@torch.no_grad()
 def decode_latents(pipeline: Any, latents_BFChw: Tensor, settings: SamplingSettings) -> Tensor:
     """Scaled latents (B, F, C, h, w) -> clips uint8 (B, F, H, W, 3) on the CPU."""
-    clips = []
-    for latents in latents_BFChw:
-        with torch.no_grad():
-            video = pipeline.decode(latents[None].transpose(1, 2), settings.decode_chunk_size)
-        frames = (video[0].permute(1, 2, 3, 0) * 0.5 + 0.5).clamp(0, 1)
-        clips.append((frames * 255).round().to(torch.uint8).cpu())
-    if not clips:
-        return torch.empty(0, settings.frames, settings.height, settings.width, 3, dtype=torch.uint8)
-    return torch.stack(clips)
+    chunk = settings.decode_chunk_size
+    videos = (pipeline.decode(latents[None].transpose(1, 2), chunk)[0] for latents in latents_BFChw)
+    return clips_of(videos, settings)
 
 
 def denoise(denoiser: Any, noisy_BFChw: Tensor, sigma_B: Tensor, conditions: Conditions) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from vdmini_core.models.base import SamplingSettings
 from vdmini_core.models.dit.structure import TransformerFamily
 from vdmini_core.models.inputs import Need
+from vdmini_core.models.pixels import clips_of, pixels_of
 
 
 class ClipFamily(TransformerFamily):
@@ -38,21 +39,16 @@ class ClipFamily(TransformerFamily):
         parameter = next(pipeline.vae.parameters())
         rows = []
         for clip in clips_BFHWC:
-            pixels = clip.to(parameter.device).permute(3, 0, 1, 2)[None].float() / 255.0 * 2.0 - 1.0
+            pixels = pixels_of(clip, parameter.device).transpose(0, 1)[None]
             with torch.no_grad():
                 latents = pipeline.vae.encode(pixels.to(parameter.dtype)).latent_dist.mode()
             rows.append(self.scaled(pipeline.vae, latents)[0].transpose(0, 1))
         return torch.stack(rows)
 
+    @torch.no_grad()
     def decode_latents(self, pipeline: Any, latents_BFChw: Tensor, settings: SamplingSettings) -> Tensor:
         """Scaled latents (B, f, C, h, w) -> clips uint8 (B, F, H, W, 3) on the CPU, clip by clip."""
-        clips = []
-        for latents in latents_BFChw:
-            scaled = latents.transpose(0, 1)[None].to(pipeline.vae.dtype)
-            with torch.no_grad():
-                video = self.decoded(pipeline.vae, self.unscaled(pipeline.vae, scaled))
-            frames = (video[0].permute(1, 2, 3, 0).float() * 0.5 + 0.5).clamp(0, 1)
-            clips.append((frames * 255).round().to(torch.uint8).cpu())
-        if not clips:
-            return torch.empty(0, settings.frames, settings.height, settings.width, 3, dtype=torch.uint8)
-        return torch.stack(clips)
+        vae = pipeline.vae
+        scaled = (latents.transpose(0, 1)[None].to(vae.dtype) for latents in latents_BFChw)
+        videos = (self.decoded(vae, self.unscaled(vae, latents))[0] for latents in scaled)
+        return clips_of(videos, settings)
