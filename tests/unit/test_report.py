@@ -179,6 +179,14 @@ def test_verdicts_tell_how_much_of_the_gap_was_closed() -> None:
     assert any("intervals apart" in text and tone == "mixed" for text, tone in tones.items())
 
 
+def test_a_speed_that_was_timed_once_is_told_with_care() -> None:
+    told = fixture.timing()
+    for repeats, tone in ((1, "mixed"), (5, "good")):
+        told["details"] = {"unet": {"recovered": {"repeats": repeats}}}
+        (found,) = (v for v in verdicts(fixture.metrics(), told) if "as fast as" in v.text)
+        assert found.tone == tone and ("Timed once" in found.text) == (repeats == 1)
+
+
 def test_verdicts_say_when_it_got_worse() -> None:
     metrics = fixture.metrics()
     metrics["recovered"] |= {"fvd_real": 300.0, "fvd_teacher": 260.0, "mse_teacher": 0.05}

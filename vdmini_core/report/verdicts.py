@@ -9,6 +9,8 @@ from typing import Any
 from vdmini_core.report.facts import HIGHER_IS_BETTER, LABELS, PARTS, measures, number, start_of, value_of
 from vdmini_core.report.values import Interval, measured
 
+FEWEST_ROUNDS = 3  # of timing that tell a difference from the machine's noise
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -189,4 +191,8 @@ def _faster(timing: dict[str, Any], metrics: dict[str, Any]) -> Verdict | None:
         parts.append(f"a whole clip {whole:.2f}×")
     where = f" Measured on {timing['device']}." if isinstance(timing.get("device"), str) else ""
     text = ", ".join(parts)
+    rounds = value_of(timing, "details", "unet", "recovered", "repeats")
+    if rounds is not None and rounds < FEWEST_ROUNDS:
+        where += f" Timed {'once' if rounds == 1 else 'twice'}: read it with care, machines vary."
+        return Verdict("mixed" if denoiser > 1.02 else "bad", f"{text[0].upper()}{text[1:]}.{where}")
     return Verdict("good" if denoiser > 1.02 else "bad", f"{text[0].upper()}{text[1:]}.{where}")
