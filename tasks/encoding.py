@@ -88,6 +88,7 @@ def encode_inputs(job: StageJob, settings: SamplingSettings) -> Path:
     """
     from tasks.models import device_of, prompts_of
     from vdmini_core.data.clips import clip_count
+    from vdmini_core.data.shards import split_digest
     from vdmini_core.distillation.latents import complete, missing_shards
     from vdmini_core.models.registry import family_of
 
@@ -98,7 +99,7 @@ def encode_inputs(job: StageJob, settings: SamplingSettings) -> Path:
     if job.params.distill.inputs == "videos":
         return folder
     identity: dict[str, Any] = {
-        "clips": sha256_file(prepared / "clips-train.safetensors"),
+        "clips": split_digest(prepared, "train"),
         "teacher": sha256_file(teacher / "manifest.json"),
         "settings": asdict(settings),
     }

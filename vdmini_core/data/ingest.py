@@ -84,7 +84,7 @@ def ingest_folder(root: Path, out: Path, work: Path, params: PrepareParams, seed
         sources = _probe(pool, decoder, files, records)
         chosen, assignment = _settle(pool, decoder, files, records, sources, params, seed)
     account(records, chosen)
-    write_outputs(out, records, chosen, assignment, params)
+    write_outputs(out, work, records, chosen, assignment, params)
     for split, clips in chosen.items():
         save_captions(out, split, [Caption(clip.name, captions.get(clip.name)) for clip in clips])
     return Prepared(
