@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,15 @@ import torch
 
 from vdmini_core.artifacts import read_json, sha256_file, write_json
 from vdmini_core.data import shards
-from vdmini_core.data.clip_source import kept_clips, stored_clips
+from vdmini_core.data.clip_source import ClipSource, kept_clips, stored_clips
 from vdmini_core.data.clips import clip_count, load_clips
 from vdmini_core.data.shards import Kept, add_clips, clips_path, index_path, save_clips, split_digest
+from vdmini_core.distillation import latents
+from vdmini_core.distillation.data import RecoveryData
+from vdmini_core.distillation.encoding import ClipEncoder
+from vdmini_core.distillation.latents import shard_clips
 from vdmini_core.errors import DataError
+from vdmini_core.models.base import Conditions
 
 CLIPS = np.random.default_rng(0).integers(0, 255, (8, 2, 16, 16, 3), np.uint8)
 ONE = CLIPS[0].size
@@ -109,3 +114,26 @@ def test_a_generated_set_is_kept_in_shards_too(tmp_path: Path) -> None:
     assert torch.equal(kept_clips(tmp_path, "student", iter(clips.split(3)), 8)[:], clips)
     assert torch.equal(kept_clips(tmp_path, "student", iter(()), 8)[:], clips)
     assert not list((tmp_path / "partial").iterdir())
+
+
+def test_latents_lie_in_files_whose_number_and_size_are_bounded() -> None:
+    for shape, clips in {
+        (128, 8, 64, 64, 3): 8,
+        (200_000, 2, 16, 16, 3): 196,
+        (1_000_000, 14, 576, 1024, 3): 10,
+        (1_000_000, 129, 720, 1280, 3): 8,
+    }.items():
+        assert shard_clips(shape) == clips, shape
+
+
+def test_large_shards_of_latents_are_read_by_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Numbers(ClipEncoder):
+        def encode(self, clips: ClipSource, indices: Sequence[int]) -> RecoveryData:
+            return RecoveryData(clips.read(indices).float(), Conditions({}))
+
+    monkeypatch.setattr(latents, "MANY_SHARDS", 2)
+    source = ClipSource((25, 1, 1, 1, 1), lambda part: torch.tensor(part).reshape(-1, 1, 1, 1, 1))
+    latents.precompute(Numbers(None, None, None, 0), source, tmp_path, "numbers")  # type: ignore[arg-type]
+    assert len(list(tmp_path.glob("latents-*.safetensors"))) == 2
+    asked = torch.tensor([24, 0, 12, 13])
+    assert torch.equal(latents.StoredLatents(tmp_path).rows(asked).latents.flatten(), asked.float())
