@@ -261,7 +261,7 @@ def main() -> None:
             "decoding_processes": 2,
         },
         "hardware": {
-            "processor": device_name(torch.device("cpu")),
+            "processor": device_name("cpu"),
             "cores": os.cpu_count(),
             "load_at_end": round(os.getloadavg()[2], 2),
         },
