@@ -190,6 +190,10 @@ def _stage_command(stage: str) -> Callable[..., None]:
 
 def _prepare_command(
     videos: VideosOption = None,
+    add: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="folder of videos that came later: they join the training split"),
+    ] = None,
     assignments: SetOption = None,
     profile: ProfileOption = None,
     workspace: WorkspaceOption = None,
@@ -199,7 +203,13 @@ def _prepare_command(
 ) -> None:
     """Stage: videos -> clips of one shape."""
     with _pipeline_extra():
-        _run_one("prepare", _project(root, workspace, profile, videos, assignments), force, as_json)
+        folder = _project(root, workspace, profile, videos, assignments)
+        if add is not None:
+            from tasks.additions import register_addition
+
+            for line in register_addition(folder, add):
+                typer.echo(line, err=True)
+        _run_one("prepare", folder, force, as_json)
 
 
 def _teacher_command(

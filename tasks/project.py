@@ -104,6 +104,8 @@ def start_from(folder: Path, like: Path) -> None:
             _assign(document, key, _relative(like / Path(flat[key]).expanduser(), folder))
     for key in OWN_PATHS:
         _assign(document, key, defaults[key])
+    lists = [_relative(like / Path(path).expanduser(), folder) for path in flat["prepare.additions"]]
+    _assign(document, "prepare.additions", lists)
     parse_params(json.loads(json.dumps(document)), f"{like.name}/params.yaml")
     (folder / "params.yaml").write_text(dump_yaml(document), encoding="utf-8")
 

@@ -33,7 +33,8 @@ def load_clips(directory: Path, split: str, limit: int | None = None) -> torch.T
     import torch
     from safetensors import safe_open
 
-    left, found = limit, []
+    left = limit
+    found: list[torch.Tensor] = []
     for shard in shards_of(directory, split):
         count = shard.count if left is None else min(left, shard.count)
         if found and not count:

@@ -185,7 +185,8 @@ def _write(
 ) -> list[dict[str, Any]]:
     count, rest = shape[0], tuple(shape[1:])
     most = max(1, SHARD_BYTES // int(np.prod(rest)))
-    stream, rows = iter(clips), []
+    stream = iter(clips)
+    rows: list[dict[str, Any]] = []
     for first in range(0, max(count, 1), most):
         size = min(most, count - first)
         path = clips_path(directory, split, number + len(rows))
