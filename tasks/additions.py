@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.project import change_params
+from tasks.s3_folders import local_path
 from tasks.stage import StageJob, finished
 from vdmini_core.artifacts import (
     MANIFEST,
@@ -44,14 +45,14 @@ def register_addition(root: Path, source: str) -> list[str]:
     """
     params = load_params(root / "params.yaml").prepare
     earlier = [read_addition(root / text) for text in params.additions]
-    folder = local_folder(Path(), source)
+    folder = local_path(Path(), source)
     if root.resolve().is_relative_to(folder.resolve()):
         raise DataError(
             "the folder of new videos contains this project",
             found=source,
             fix="keep videos in a folder of their own",
         )
-    base = local_folder(root, params.videos) if params.source == "folder" else None
+    base = local_path(root, params.videos) if params.source == "folder" else None
     fresh, left_out = new_videos(folder, base, earlier, params.captions)
     lines = [f"left out  {name}: {reason}" for name, reason in list(left_out.items())[:20]]
     lines += [f"left out  and {len(left_out) - 20} more"] if len(left_out) > 20 else []
@@ -63,11 +64,6 @@ def register_addition(root: Path, source: str) -> list[str]:
     names = json.dumps([*params.additions, f"{FOLDER}/{path.name}"])
     changes = change_params(root, assignments=(f"prepare.additions={names}",))
     return [*lines, f"{len(fresh)} new videos, listed in {FOLDER}/{path.name}", *changes]
-
-
-def local_folder(base: Path, text: str) -> Path:
-    """The folder that a path means, seen from `base`."""
-    return base / Path(text).expanduser()
 
 
 def listed_additions(job: StageJob) -> list[tuple[Addition, Path]]:
@@ -87,7 +83,7 @@ def listed_additions(job: StageJob) -> list[tuple[Addition, Path]]:
                 found=addition.label,
                 fix="`vdmini prepare --add DIR` adds to their end; take away from the end alone",
             )
-        found.append((addition, local_folder(path.parent, addition.folder)))
+        found.append((addition, local_path(path.parent, addition.folder)))
     return found
 
 

@@ -193,6 +193,8 @@ def _paths(root: Path, folder: Path, recipe: Mapping[str, Any], videos: Path | N
         for part in key.split("."):
             value = value[part]
         if key == "prepare.videos" and recipe["data"]["source"] == "folder":
+            if videos is None and "://" in value:
+                continue
             place = videos if videos is not None else root / Path(value).expanduser()
             if not place.is_dir():
                 raise VDMiniError(
