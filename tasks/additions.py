@@ -63,7 +63,11 @@ def register_addition(root: Path, source: str) -> list[str]:
     path = write_addition(directory, len(earlier) + 1, place, fresh)
     names = json.dumps([*params.additions, f"{FOLDER}/{path.name}"])
     changes = change_params(root, assignments=(f"prepare.additions={names}",))
-    return [*lines, f"{len(fresh)} new videos, listed in {FOLDER}/{path.name}", *changes]
+    return [
+        *lines,
+        f"{len(fresh)} new video{'s' * (len(fresh) > 1)}, listed in {FOLDER}/{path.name}",
+        *changes,
+    ]
 
 
 def listed_additions(job: StageJob) -> list[tuple[Addition, Path]]:

@@ -26,7 +26,7 @@ def run(job: StageJob) -> StageOutcome:
     if done is None:
         prepared, done = _from_the_start(job), 0
     else:
-        prepared = Prepared(*prepared_so_far(job.out), [f"What was prepared before stays; {done} additions."])
+        prepared = Prepared(*prepared_so_far(job.out), ["What was prepared before stays as it was."])
     for addition, folder in additions[done:]:
         note = add_videos(addition, folder, job.out, job.work, job.params.prepare, job.params.base.seed)
         prepared = Prepared(*prepared_so_far(job.out), [*prepared.notes, note])

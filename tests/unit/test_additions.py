@@ -86,7 +86,7 @@ def test_a_later_folder_joins_the_training_split(project: Path, tmp_path: Path) 
 
     # the same folder again, with one more and nothing else that is new
     film(later / "c.mp4", 102)
-    assert "1 new videos" in "\n".join(register_addition(project, str(later)))
+    assert "1 new video, " in "\n".join(register_addition(project, str(later)))
     _, last = prepared(project)
     same = after.keys() - {name for name in after if not name.startswith("clips-") or "index" in name}
     assert {name: last[name] for name in same} == {name: after[name] for name in same}
