@@ -219,7 +219,7 @@ def _prepare_command(
     with _pipeline_extra():
         folder = _project(root, workspace, profile, videos, assignments)
         if add is not None:
-            from tasks.additions import register_addition
+            from tasks.new_videos import register_addition
 
             for line in register_addition(folder, add):
                 typer.echo(line, err=True)

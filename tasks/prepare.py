@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.additions import SEEN, listed_additions, reuse_outputs, stamp_of_videos
+from tasks.s3_folders import local_path
 from tasks.stage import StageJob, StageOutcome
 from vdmini_core.data.accounting import Prepared
 from vdmini_core.data.additions import add_videos, prepared_so_far
@@ -56,7 +57,7 @@ def _from_the_start(job: StageJob) -> Prepared:
         from vdmini_core.data.ingest import ingest_folder
 
         assert params.videos is not None  # params say so
-        return ingest_folder(job.path(params.videos), job.out, job.work, params, seed)
+        return ingest_folder(local_path(job.root, params.videos), job.out, job.work, params, seed)
     from vdmini_core.data.procedural_set import prepare_procedural
 
     return prepare_procedural(job.out, job.work, params, seed)

@@ -15,9 +15,8 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tasks.s3 import S3Error, bucket_and_key, download, is_s3, new_client
-from vdmini_core.artifacts import digest_of
+from vdmini_core.artifacts import cache_folder, digest_of
 from vdmini_core.errors import DataError
-from vdmini_core.metrics.weights_source import cache_folder
 from vdmini_core.progress import track
 
 FILES_AT_ONCE = 8

@@ -163,11 +163,7 @@ class StageJob:
         return max(1, self.params.base.threads // workers)
 
     def path(self, text: str) -> Path:
-        """A path of `params.yaml`, relative ones against the project folder; an S3 folder is brought here."""
-        if text.startswith("s3://"):
-            from tasks.s3_folders import mirror  # boto3 is slow to import
-
-            return mirror(text)
+        """A path of `params.yaml`, relative ones against the project folder."""
         path = Path(text).expanduser()
         return path if path.is_absolute() else self.root / path
 

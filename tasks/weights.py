@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.s3 import download, is_s3, new_client
-from vdmini_core.artifacts import digest_of
-from vdmini_core.metrics.weights_source import cache_folder, cached, locate
+from vdmini_core.artifacts import cache_folder, digest_of
+from vdmini_core.metrics.weights_source import cached, locate
 
 
 def resolve_weights(location: str | Path, sha256: str | None = None) -> Path:

@@ -15,16 +15,16 @@ from botocore.exceptions import ClientError
 
 from flows.execution import check_outside_inputs
 from tasks import s3, s3_folders
-from tasks.additions import register_addition
+from tasks.new_videos import register_addition
 from tasks.project import change_params, dump_yaml, start_from
 from tasks.s3 import S3Error, download, new_client
-from tasks.s3_folders import mirror
-from tasks.stage import QuietMonitor, StageJob, run_stage
+from tasks.s3_folders import local_path, mirror
+from tasks.stage import run_stage
 from tests.services.s3_store import s3_store, settings
 from vdmini_core.artifacts import read_json, tree_digests
 from vdmini_core.data.video import write_mp4
 from vdmini_core.errors import DataError
-from vdmini_core.params import Params, load_params, parse_params
+from vdmini_core.params import Params, load_params
 
 pytestmark = pytest.mark.services
 CONTENT = np.random.default_rng(0).bytes(10_000)
@@ -176,8 +176,7 @@ def test_a_folder_is_brought_once_and_then_what_is_new(
     mirror("s3://data/folder")
     assert sorted(fetched) == [f"s3://data/folder/{name}" for name in ("a.txt", "deep/c d.txt", "e.txt")]
     assert (folder / "a.txt").read_text() == "other" and not (folder / "deep" / "b.txt").exists()
-    job = StageJob(tmp_path, parse_params({}), tmp_path, tmp_path, QuietMonitor())
-    assert job.path("s3://data/folder") == folder
+    assert local_path(tmp_path, "s3://data/folder") == folder
 
 
 def test_videos_in_s3_give_the_clips_of_the_same_folder(client: Any, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.additions import register_addition
+from tasks.new_videos import register_addition
 from tasks.project import dump_yaml, start_from
 from tasks.stage import StageResult, run_stage
 from vdmini_core.artifacts import read_json, tree_digests
