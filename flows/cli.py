@@ -55,8 +55,19 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 ProfileOption = Annotated[
     str | None, typer.Option(help="start from a ready parameter set (profiles/NAME.yaml)")
 ]
+
+
+def _videos_folder(text: str | None) -> str | None:
+    if text is not None and "://" not in text and not Path(text).is_dir():
+        raise typer.BadParameter(f"Directory '{text}' does not exist.")
+    return text
+
+
 VideosOption = Annotated[
-    Path | None, typer.Option(help="folder of your own videos", exists=True, file_okay=False)
+    str | None,
+    typer.Option(
+        metavar="DIR", help="folder of your own videos, or s3://BUCKET/FOLDER", callback=_videos_folder
+    ),
 ]
 WorkspaceOption = Annotated[
     str | None, typer.Option(help="run in workspaces/NAME with parameters of its own")
@@ -66,7 +77,7 @@ RootOption = Annotated[Path, typer.Option("--root", help="project folder", exist
 
 
 def _project(
-    root: Path, workspace: str | None, profile: str | None, videos: Path | None, assignments: list[str] | None
+    root: Path, workspace: str | None, profile: str | None, videos: str | None, assignments: list[str] | None
 ) -> Path:
     """The folder to run in, with its parameters edited in the open."""
     from flows.execution import check_hashable
@@ -81,8 +92,8 @@ def _project(
             lay_out(root, like=home)
             init_repository(root, shared_cache=home / ".dvc" / "cache")
             typer.echo(f"workspace {workspace}: {root}", err=True)
-    if videos is not None:
-        check_hashable(videos, root)
+    if videos is not None and "://" not in videos:
+        check_hashable(Path(videos), root)
     if profile or videos or assignments:
         try:
             changes = change_params(
@@ -128,7 +139,7 @@ def run(
 
 
 def _dry_run(
-    root: Path, profile: str | None, videos: Path | None, assignments: list[str] | None, as_json: bool
+    root: Path, profile: str | None, videos: str | None, assignments: list[str] | None, as_json: bool
 ) -> None:
     """Say what a run would do, need and cost; what is missing is no failure."""
     from tasks.dry_run import examine_run, is_complete, to_rows
@@ -190,6 +201,13 @@ def _stage_command(stage: str) -> Callable[..., None]:
 
 def _prepare_command(
     videos: VideosOption = None,
+    add: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="folder of videos that came later, or s3://BUCKET/FOLDER: they join the training split",
+        ),
+    ] = None,
     assignments: SetOption = None,
     profile: ProfileOption = None,
     workspace: WorkspaceOption = None,
@@ -199,7 +217,13 @@ def _prepare_command(
 ) -> None:
     """Stage: videos -> clips of one shape."""
     with _pipeline_extra():
-        _run_one("prepare", _project(root, workspace, profile, videos, assignments), force, as_json)
+        folder = _project(root, workspace, profile, videos, assignments)
+        if add is not None:
+            from tasks.new_videos import register_addition
+
+            for line in register_addition(folder, add):
+                typer.echo(line, err=True)
+        _run_one("prepare", folder, force, as_json)
 
 
 def _teacher_command(

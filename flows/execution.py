@@ -14,6 +14,7 @@ from typing import Literal
 from tasks import promote as promote_stage
 from tasks import register as register_stage
 from tasks.project import refresh_code_mark
+from tasks.s3_folders import demand_objects
 from tasks.stage import (
     REPRODUCIBLE,
     StageResult,
@@ -136,6 +137,9 @@ def check_outside_inputs(root: Path, params: Params) -> None:
         ("teacher.start", params.teacher.start, "--set teacher.start=DIR"),
         ("evaluate.vbench.results", params.evaluate.vbench.results, "--set evaluate.vbench.results=DIR"),
     ):
+        if value.startswith("s3://"):
+            demand_objects(value)
+            continue
         folder = root / Path(value).expanduser()
         if key == "prepare.videos" and folder.is_dir():
             check_hashable(folder, root)

@@ -23,7 +23,9 @@ def recover_vae_decoder(job: StageJob, pipeline: Any) -> dict[str, float]:
     if not isinstance(pipeline.vae, AutoencoderKLTemporalPrunedDecoder):
         return {}
     from tasks.models import device_of, load_teacher
+    from vdmini_core.data.clip_source import stored_clips
     from vdmini_core.data.clips import load_clips
+    from vdmini_core.data.shards import split_digest
     from vdmini_core.distillation.decoder_recovery import decoder_quality, recover_decoder
 
     prepared, device = job.artifact("prepare"), device_of(job)
@@ -34,11 +36,11 @@ def recover_vae_decoder(job: StageJob, pipeline: Any) -> dict[str, float]:
     before = decoder_quality(student, teacher, held_out)
     # its checkpoints are good for these clips, this teacher and this cut alone
     sources = (
-        prepared / "clips-train.safetensors",
-        job.artifact("teacher") / "manifest.json",
-        job.artifact("prune") / "manifest.json",
+        split_digest(prepared, "train"),
+        sha256_file(job.artifact("teacher") / "manifest.json"),
+        sha256_file(job.artifact("prune") / "manifest.json"),
     )
-    workdir = job.work / "vae_decoder" / "-".join(sha256_file(path)[:12] for path in sources)
+    workdir = job.work / "vae_decoder" / "-".join(digest[:12] for digest in sources)
     workdir.mkdir(parents=True, exist_ok=True)
     bar = iter(track(range(params.steps), "distill: VAE decoder", params.steps, "step"))
     reached = 0
@@ -50,7 +52,7 @@ def recover_vae_decoder(job: StageJob, pipeline: Any) -> dict[str, float]:
             next(bar, None)
         reached = row["step"]
 
-    clips = load_clips(prepared, "train")
+    clips = stored_clips(prepared, "train")
     rows = recover_decoder(student, teacher, clips, params, job.params.base.seed, workdir, on_log)
     for _ in bar:
         pass

@@ -61,6 +61,8 @@ def _prepare(root: Path, params: Params, known: Architecture | None) -> Step:
         return Step("prepare", f"draws {does}")
     from vdmini_core.data.discovery import every_file
 
+    if "://" in prepare.videos:  # nothing is fetched to say what would be done
+        return step("prepare", f"cuts {does} out of the videos in {prepare.videos}, fetched first", "")
     folder = root / Path(prepare.videos).expanduser()
     files = every_file(folder) if folder.is_dir() else []
     names = [file.name for file in files if file.status == "candidate"]

@@ -72,6 +72,8 @@ def _source(root: Path, params: Params, scratch: Path) -> tuple[str | Path | Non
         return None, "a teacher trained here is known once it is trained: vdmini teacher --train"
     if teacher.source == "hub":
         return _on_hub(params)
+    if "://" in teacher.path:
+        return teacher.architecture, f"{teacher.path} is looked into when the run has fetched it"
     folder = root / Path(teacher.path).expanduser()
     if folder.is_dir() and any(folder.iterdir()):
         return _in_folder(folder, params, folder.name)

@@ -87,24 +87,25 @@ def encode_inputs(job: StageJob, settings: SamplingSettings) -> Path:
         TrainingError: when the workers fail.
     """
     from tasks.models import device_of, prompts_of
-    from vdmini_core.data.clips import clip_count
+    from vdmini_core.data.clip_source import stored_clips
+    from vdmini_core.data.shards import split_digest
     from vdmini_core.distillation.latents import complete, missing_shards
     from vdmini_core.models.registry import family_of
 
     teacher, prepared = job.artifact("teacher"), job.artifact("prepare")
     folder = (job.work / "latents").resolve()
     prompts = prompts_of(job, family_of(teacher / "pipeline"), "train")
-    count = clip_count(prepared, "train")
+    shape = stored_clips(prepared, "train").shape
     if job.params.distill.inputs == "videos":
         return folder
     identity: dict[str, Any] = {
-        "clips": sha256_file(prepared / "clips-train.safetensors"),
+        "clips": split_digest(prepared, "train"),
         "teacher": sha256_file(teacher / "manifest.json"),
         "settings": asdict(settings),
     }
     if prompts is not None:
         identity["prompts"] = list(prompts)
-    missing = missing_shards(folder, count, identity)
+    missing = missing_shards(folder, shape, identity)
     if missing:
         spec = EncodeSpec(
             teacher=str((teacher / "pipeline").resolve()),
@@ -118,7 +119,7 @@ def encode_inputs(job: StageJob, settings: SamplingSettings) -> Path:
         made = _made(spec, folder, missing, job.params.distill.encode_workers)
         for _ in track(made, "encode clips", len(missing), "shard"):
             pass
-    complete(folder, count)
+    complete(folder, shape[0])
     return folder
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tasks.additions import SEEN, listed_additions, reuse_outputs, stamp_of_videos
+from tasks.s3_folders import local_path
 from tasks.stage import StageJob, StageOutcome
 from vdmini_core.data.accounting import Prepared
+from vdmini_core.data.additions import add_videos, prepared_so_far
 from vdmini_core.data.clips import SPLITS, contact_sheet, load_clips
 from vdmini_core.data.prompts import without_prompt
 
@@ -14,21 +17,20 @@ _SHEET_CLIPS = 8
 
 
 def run(job: StageJob) -> StageOutcome:
-    """Make the clips of the three splits from a folder of videos or from the procedural generator.
+    """Make the clips of the three splits from videos or from the procedural generator; add what came later.
 
     Raises:
         DataError: when the videos give too few clips.
     """
-    params, seed = job.params.prepare, job.params.base.seed
-    if params.source == "folder":
-        from vdmini_core.data.ingest import ingest_folder
-
-        assert params.videos is not None  # params say so
-        prepared = ingest_folder(job.path(params.videos), job.out, job.work, params, seed)
+    additions, stamp = listed_additions(job), stamp_of_videos(job)
+    done = reuse_outputs(job, stamp)
+    if done is None:
+        prepared, done = _from_the_start(job), 0
     else:
-        from vdmini_core.data.procedural_set import prepare_procedural
-
-        prepared = prepare_procedural(job.out, job.work, params, seed)
+        prepared = Prepared(*prepared_so_far(job.out), ["What was prepared before stays as it was."])
+    for addition, folder in additions[done:]:
+        note = add_videos(addition, folder, job.out, job.work, job.params.prepare, job.params.base.seed)
+        prepared = Prepared(*prepared_so_far(job.out), [*prepared.notes, note])
     for note in prepared.notes:
         job.monitor.note(note)
     lacking = {split: without_prompt(job.out, split) for split in SPLITS}
@@ -36,10 +38,29 @@ def run(job: StageJob) -> StageOutcome:
         # Where nobody wrote any, nobody misses them: a teacher that starts from prompts asks for them.
         names = dict.fromkeys(name for split in SPLITS for name in lacking[split])
         job.monitor.note(f"{len(names)} videos have no caption: {', '.join(map(repr, list(names)[:20]))}")
+    (job.out / _SHEET).unlink(missing_ok=True)  # it may be the last output's file as well
     contact_sheet(load_clips(job.out, "test", limit=_SHEET_CLIPS).numpy(), job.out / _SHEET)
     metrics = _metrics(prepared) | {"clips_without_prompt": sum(map(len, lacking.values()))}
     job.monitor.metrics({name: float(value) for name, value in metrics.items()})
-    return StageOutcome(metrics=metrics, charts=(_SHEET,), table=_table(prepared), title="Videos and clips")
+    return StageOutcome(
+        metrics=metrics,
+        charts=(_SHEET,),
+        timing={SEEN: stamp},
+        table=_table(prepared),
+        title="Videos and clips",
+    )
+
+
+def _from_the_start(job: StageJob) -> Prepared:
+    params, seed = job.params.prepare, job.params.base.seed
+    if params.source == "folder":
+        from vdmini_core.data.ingest import ingest_folder
+
+        assert params.videos is not None  # params say so
+        return ingest_folder(local_path(job.root, params.videos), job.out, job.work, params, seed)
+    from vdmini_core.data.procedural_set import prepare_procedural
+
+    return prepare_procedural(job.out, job.work, params, seed)
 
 
 def _metrics(prepared: Prepared) -> dict[str, Any]:

@@ -100,10 +100,16 @@ def start_from(folder: Path, like: Path) -> None:
     flat, defaults = _flat(document), _flat(defaults_yaml(folder))
     for key in SHARED_PATHS:
         # Weights may be an address or a name on the hub instead.
-        if flat[key] is not None and (key != "evaluate.fvd.weights" or (like / flat[key]).exists()):
+        if (
+            flat[key] is not None
+            and "://" not in flat[key]
+            and (key != "evaluate.fvd.weights" or (like / flat[key]).exists())
+        ):
             _assign(document, key, _relative(like / Path(flat[key]).expanduser(), folder))
     for key in OWN_PATHS:
         _assign(document, key, defaults[key])
+    lists = [_relative(like / Path(path).expanduser(), folder) for path in flat["prepare.additions"]]
+    _assign(document, "prepare.additions", lists)
     parse_params(json.loads(json.dumps(document)), f"{like.name}/params.yaml")
     (folder / "params.yaml").write_text(dump_yaml(document), encoding="utf-8")
 
@@ -229,7 +235,11 @@ def profile_values(root: Path, name: str) -> dict[str, Any]:
 
 
 def change_params(
-    root: Path, *, profile: str | None = None, videos: Path | None = None, assignments: tuple[str, ...] = ()
+    root: Path,
+    *,
+    profile: str | None = None,
+    videos: Path | str | None = None,
+    assignments: tuple[str, ...] = (),
 ) -> list[str]:
     """Edit `params.yaml` in the open: profile first, then videos, then single values.
 
@@ -249,7 +259,11 @@ def change_params(
 
 
 def preview_params(
-    root: Path, *, profile: str | None = None, videos: Path | None = None, assignments: tuple[str, ...] = ()
+    root: Path,
+    *,
+    profile: str | None = None,
+    videos: Path | str | None = None,
+    assignments: tuple[str, ...] = (),
 ) -> Params:
     """What `change_params` would give, with nothing written.
 
@@ -260,7 +274,7 @@ def preview_params(
 
 
 def _changed(
-    root: Path, profile: str | None, videos: Path | None, assignments: tuple[str, ...]
+    root: Path, profile: str | None, videos: Path | str | None, assignments: tuple[str, ...]
 ) -> tuple[Any, list[str], Params]:
     path = root / "params.yaml"
     document = read_yaml(path, _yaml()) if path.is_file() else None
@@ -275,7 +289,8 @@ def _changed(
         _overlay_known(document, profile_values(root, profile), f"profile {profile}")
     if videos is not None:
         _assign(document, "prepare.source", "folder")
-        _assign(document, "prepare.videos", _relative(videos, root))
+        place = str(videos) if "://" in str(videos) else _relative(Path(videos), root)
+        _assign(document, "prepare.videos", place)
     for text in assignments:
         key, value = parse_assignment(text)
         if key in SHARED_PATHS + OWN_PATHS and isinstance(value, str) and Path(value).expanduser().exists():

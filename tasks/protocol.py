@@ -10,7 +10,8 @@ from typing import Any
 from tasks.models import device_of
 from tasks.stage import StageJob
 from tasks.weights import resolve_weights
-from vdmini_core.artifacts import read_json, sha256_file
+from vdmini_core.artifacts import read_json
+from vdmini_core.data.shards import split_digest
 from vdmini_core.metrics.comparison import PREFIX
 from vdmini_core.metrics.extractors import Extractor
 from vdmini_core.metrics.passport import Side, features_passport
@@ -69,7 +70,7 @@ def passports(
     prepared = job.artifact("prepare")
     entries = read_json(prepared / "index.json").get("test", [])
     decoders = tuple(sorted({str(e.get("decoder")) for e in entries if isinstance(e, dict)}))
-    data = sha256_file(prepared / "clips-test.safetensors")
+    data = split_digest(prepared, "test")
     sampled = _sampled(settings)
     found = {}
     for name, extractor in extractors.items():

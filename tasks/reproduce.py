@@ -186,12 +186,15 @@ def _check_tags(version: ModelVersion, recipe: Mapping[str, Any], folder: Path) 
 def _paths(root: Path, folder: Path, recipe: Mapping[str, Any], videos: Path | None) -> list[str]:
     """Folders as they are reached from the new project; those that do not exist keep their words."""
     values = load_params(folder / "params.yaml").model_dump(mode="json", by_alias=True)
-    assignments = []
+    lists = [str((root / text).resolve()) for text in values["prepare"]["additions"]]
+    assignments = [f"prepare.additions={json.dumps(lists)}"] if lists else []
     for key in (*SHARED_PATHS, *OWN_PATHS):
         value: Any = values
         for part in key.split("."):
             value = value[part]
         if key == "prepare.videos" and recipe["data"]["source"] == "folder":
+            if videos is None and "://" in value:
+                continue
             place = videos if videos is not None else root / Path(value).expanduser()
             if not place.is_dir():
                 raise VDMiniError(

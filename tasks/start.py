@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.models import START
+from tasks.s3_folders import local_path
 from tasks.stage import StageJob
 from vdmini_core.artifacts import read_json
 from vdmini_core.errors import ModelError
@@ -32,7 +33,7 @@ def keep_start(job: StageJob, teacher: nn.Module) -> dict[str, int]:
     from vdmini_core.models.denoiser import COMPONENTS, load_denoiser
     from vdmini_core.models.registry import architecture, fingerprint
 
-    source, out = job.path(job.params.teacher.start), job.out / START
+    source, out = local_path(job.root, job.params.teacher.start), job.out / START
     if _is_empty(source):
         return {}
     if not (source / "plan.json").is_file():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.clip_size import check_fit
+from tasks.s3_folders import local_path
 from tasks.stage import Monitor, StageJob, StageOutcome
 from vdmini_core.artifacts import write_json
 from vdmini_core.errors import ModelError
@@ -98,7 +99,7 @@ def fetch_bundled(job: StageJob, out: Path) -> None:
 
 def fetch_path(job: StageJob, out: Path) -> None:
     """The user's own pipeline directory."""
-    source = job.path(job.params.teacher.path or "")
+    source = local_path(job.root, job.params.teacher.path or "")
     if not source.is_dir():
         raise ModelError(
             "teacher.path is not a directory",

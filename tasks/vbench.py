@@ -18,6 +18,7 @@ from torch import Tensor
 
 import vdmini_core
 from tasks.models import device_of
+from tasks.s3_folders import local_path
 from tasks.stage import StageJob
 from vdmini_core.artifacts import digest_of, library_versions, sha256_file, tree_digest, write_json
 from vdmini_core.errors import ModelError, ParamsError, VDMiniError
@@ -75,7 +76,7 @@ def _check_kind(kind: Kind, family: Family) -> None:
 
 
 def _scores(job: StageJob) -> dict[str, dict[str, float]]:
-    folder = job.path(job.params.evaluate.vbench.results)
+    folder = local_path(job.root, job.params.evaluate.vbench.results)
     there = [model for model in MODELS if (folder / model).is_dir()]
     found = {model: read_results(folder / model, job.params.evaluate.vbench.kind) for model in there}
     return {model: scores for model, scores in found.items() if scores}
@@ -118,8 +119,8 @@ def _plan(job: StageJob, settings: SamplingSettings) -> list[Video]:
         raise ParamsError("VBench-I2V needs `evaluate.vbench.suite` and `evaluate.vbench.images`")
     return plan_videos(
         wanted.kind,
-        job.path(wanted.suite),
-        images=None if wanted.images is None else job.path(wanted.images),
+        local_path(job.root, wanted.suite),
+        images=None if wanted.images is None else local_path(job.root, wanted.images),
         size=(settings.height, settings.width),
         seeds=wanted.seeds,
         base_seed=job.params.base.seed,
@@ -139,7 +140,7 @@ def _inputs(videos: Sequence[Video], family: Family, settings: SamplingSettings)
 
 def _facts(job: StageJob, videos: Sequence[Video], settings: SamplingSettings) -> dict[str, Any]:
     """What the videos of every model depend on alike."""
-    suite = job.path(str(job.params.evaluate.vbench.suite))
+    suite = local_path(job.root, str(job.params.evaluate.vbench.suite))
     core = Path(vdmini_core.__file__).parent
     sources = sorted(path for pattern in _SOURCES for path in core.glob(pattern))
     images = sorted({video.image for video in videos if video.image is not None})

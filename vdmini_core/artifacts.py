@@ -29,6 +29,13 @@ VOLATILE = frozenset({"run.json", "timing.json"})
 KEY_LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "decord", "av")
 
 
+def cache_folder() -> Path:
+    """`VDMINI_CACHE`, else `vdmini` in the user's cache folder."""
+    given = os.environ.get("VDMINI_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(base) / "vdmini"
+
+
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as handle:

@@ -50,6 +50,9 @@ class PrepareParams(Section):
 
     source: Literal["procedural", "folder"] = "procedural"
     videos: str = Field("videos", min_length=1, description="folder tree of videos, for source: folder")
+    additions: tuple[str, ...] = Field(
+        (), description="lists of videos that came later, in order; `vdmini prepare --add DIR` writes them"
+    )
     frames: int = Field(8, ge=2, le=256)
     height: int = Field(64, ge=16, le=4096, multiple_of=8)
     width: int = Field(64, ge=16, le=4096, multiple_of=8)

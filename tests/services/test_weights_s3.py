@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +13,7 @@ from safetensors.torch import save
 from tasks.protocol import protocol_extractor
 from tasks.stage import QuietMonitor, StageJob
 from tasks.weights import resolve_weights
-from tests.services.serving import free_port
+from tests.services.s3_store import s3_store, settings
 from vdmini_core.errors import DataError
 from vdmini_core.metrics.i3d import expected_shapes
 from vdmini_core.params import parse_params
@@ -35,41 +30,13 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "models" / "i3d").mkdir(parents=True)
     (folder / "models" / "ones.safetensors").write_bytes(ONES)
     (folder / "models" / "i3d" / "rgb imagenet.pt").write_bytes(CONTENT)
-    address = f"127.0.0.1:{free_port()}"
-    rclone = Path(sys.executable).with_name("rclone")
-    command = [str(rclone), "serve", "s3", str(folder), "--addr", address, "--auth-key", "user,secret"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(f"http://{address}", process)
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5)
-            return
-        except urllib.error.HTTPError:  # it answers: nobody without a key
-            return
-        except OSError:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.2)
+    with s3_store(folder) as address:
+        yield address
 
 
 @pytest.fixture
 def account(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "user",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "1",
-        "VDMINI_CACHE": str(tmp_path / "cache"),
-    }.items():
+    for name, value in settings(endpoint, tmp_path / "cache").items():
         monkeypatch.setenv(name, value)
     return tmp_path / "cache"
 

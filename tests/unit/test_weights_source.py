@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from safetensors.torch import save
 
+from vdmini_core.artifacts import cache_folder
 from vdmini_core.errors import DataError
-from vdmini_core.metrics.weights_source import cache_folder, load_state_dict, locate
+from vdmini_core.metrics.weights_source import load_state_dict, locate
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

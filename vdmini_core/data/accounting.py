@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vdmini_core.artifacts import write_json
-from vdmini_core.data.clips import save_clips
 from vdmini_core.data.discovery import Found
+from vdmini_core.data.shards import Kept, save_clips
 from vdmini_core.data.splits import Assignment
 from vdmini_core.params import PrepareParams
 
@@ -75,26 +75,18 @@ def quarantined(records: Iterable[Record]) -> list[Record]:
 
 def write_outputs(
     out: Path,
+    work: Path,
     records: dict[str, Record],
     chosen: dict[str, list[Chosen]],
     assignment: Assignment,
     params: PrepareParams,
 ) -> None:
-    """Write the clips, `index.json` and `sources.json`."""
+    """Write the clips, `index.json` and `sources.json`; finished shards wait in `work` as well."""
     shape = (params.frames, params.height, params.width, 3)
     for split, clips in chosen.items():
-        save_clips(out, split, _bytes_of(clips, shape), (len(clips), *shape))
+        save_clips(out, split, clip_bytes(clips, shape), (len(clips), *shape), kept(clips, work))
     index: Record = {
-        split: [
-            {
-                "clip": number,
-                "source": clip.name,
-                "start_s": round(clip.start / params.fps, 6),
-                "source_fps": records[clip.name]["source_fps"],
-                "decoder": clip.decoder,
-            }
-            for number, clip in enumerate(clips)
-        ]
+        split: [entry_of(number, clip, records, params) for number, clip in enumerate(clips)]
         for split, clips in chosen.items()
     }
     index["sampling"] = {
@@ -108,7 +100,24 @@ def write_outputs(
     write_json(out / "sources.json", list(records.values()))
 
 
-def _bytes_of(clips: list[Chosen], shape: tuple[int, ...]) -> Iterator[bytes]:
+def entry_of(number: int, clip: Chosen, records: dict[str, Record], params: PrepareParams) -> Record:
+    """What `index.json` says of a clip."""
+    return {
+        "clip": number,
+        "source": clip.name,
+        "start_s": round(clip.start / params.fps, 6),
+        "source_fps": records[clip.name]["source_fps"],
+        "decoder": clip.decoder,
+    }
+
+
+def kept(clips: list[Chosen], work: Path) -> Kept:
+    """Where the shards of these clips wait; a raw file's name says what is in it."""
+    return Kept(work, [f"{clip.raw.name}:{clip.offset}" for clip in clips])
+
+
+def clip_bytes(clips: list[Chosen], shape: tuple[int, ...]) -> Iterator[bytes]:
+    """The decoded clips, one after the other."""
     size = shape[0] * shape[1] * shape[2] * shape[3]
     for clip in clips:
         with clip.raw.open("rb") as raw:

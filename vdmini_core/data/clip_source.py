@@ -10,7 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vdmini_core.data.clips import clip_count, clips_path, load_clips, save_clips
+from vdmini_core.data.shards import (
+    Shard,
+    clip_shape,
+    clips_path,
+    index_path,
+    places,
+    save_clips,
+    shards_of,
+)
 
 CHUNK = 16  # clips; what feature extractors take at once
 
@@ -66,14 +74,25 @@ def stored_clips(directory: Path, split: str, limit: int | None = None) -> ClipS
     Raises:
         DataError: when they are missing.
     """
-    count = clip_count(directory, split)
+    shards = shards_of(directory, split)
+    shape, count = clip_shape(shards[0].path, split)[1:], sum(shard.count for shard in shards)
 
     def read(indices: Sequence[int]) -> Tensor:
-        clips = load_clips(directory, split)  # mapped, not read
-        return torch.stack([clips[index] for index in indices]) if indices else clips[:0].clone()
+        clips = [
+            clip for shard, inside in places(shards, indices) for clip in _of_shard(shard, split, inside)
+        ]
+        return torch.stack(clips) if clips else torch.zeros((0, *shape), dtype=torch.uint8)
 
-    shape = tuple(load_clips(directory, split).shape[1:])
     return ClipSource((count if limit is None else min(limit, count), *shape), read)
+
+
+def _of_shard(shard: Shard, split: str, numbers: Sequence[int]) -> list[Tensor]:
+    from safetensors import safe_open
+
+    clip_shape(shard.path, split)  # says what is wrong with it
+    with safe_open(shard.path, framework="pt") as handle:
+        clips = handle.get_slice("clips")
+        return [clips[number] for number in numbers]
 
 
 def joined(first: ClipSource, second: ClipSource) -> ClipSource:
@@ -107,5 +126,9 @@ def kept_clips(directory: Path, name: str, batches: Iterable[Tensor], count: int
         clips = itertools.chain.from_iterable(batches)
         first = next(clips)
         save_clips(partial, name, itertools.chain([first], clips), (count, *first.shape))
-        clips_path(partial, name).replace(target)
+        # the first shard last: where it lies, all do
+        made = [shard.path for shard in shards_of(partial, name)]
+        listed = [index_path(partial, name)] if len(made) > 1 else []
+        for path in [*made[1:], *listed, made[0]]:
+            path.replace(directory / path.name)
     return stored_clips(directory, name)

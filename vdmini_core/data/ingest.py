@@ -81,10 +81,10 @@ def ingest_folder(root: Path, out: Path, work: Path, params: PrepareParams, seed
             records[name]["reason"] = SERVED
     with DecodePool(params.workers, params.decode_timeout_s) as pool:
         decoder = CachedDecoder(pool, work, params)
-        sources = _probe(pool, decoder, files, records)
+        sources = probe_videos(pool, decoder, files, records)
         chosen, assignment = _settle(pool, decoder, files, records, sources, params, seed)
     account(records, chosen)
-    write_outputs(out, records, chosen, assignment, params)
+    write_outputs(out, work, records, chosen, assignment, params)
     for split, clips in chosen.items():
         save_captions(out, split, [Caption(clip.name, captions.get(clip.name)) for clip in clips])
     return Prepared(
@@ -110,7 +110,7 @@ def _settle(
         for source in sources:
             for key in ("rejected", "error", "decoder"):
                 records[source.name].pop(key, None)
-        chosen, failed = _decode(pool, decoder, files, records, assignment, params)
+        chosen, failed = decode_parts(pool, decoder, files, records, assignment, params)
         found = {split: len(clips) for split, clips in chosen.items()}
         # A file damaged in one segment is not trusted in another.
         half = {clip.name for clips in chosen.values() for clip in clips if "error" in records[clip.name]}
@@ -134,9 +134,10 @@ def _too_few(found: dict[str, int], records: dict[str, Record]) -> DataError:
     )
 
 
-def _probe(
+def probe_videos(
     pool: DecodePool, decoder: CachedDecoder, files: dict[str, Found], records: dict[str, Record]
 ) -> list[Source]:
+    """Look at every file; those that can be used, and facts in their `records`."""
     sources = []
     probes = pool.map(decoder.probe, files.values())
     for file, reply in track(probes, "looking at videos", total=len(files), unit="file"):
@@ -149,7 +150,7 @@ def _probe(
     return sources
 
 
-def _decode(
+def decode_parts(
     pool: DecodePool,
     decoder: CachedDecoder,
     files: dict[str, Found],

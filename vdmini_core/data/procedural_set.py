@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from vdmini_core.artifacts import write_json
 from vdmini_core.data.accounting import Prepared, Record
 from vdmini_core.data.captions import scene_caption
-from vdmini_core.data.clips import SPLITS, save_clips
+from vdmini_core.data.clips import SPLITS
 from vdmini_core.data.decode_pool import DecodePool
 from vdmini_core.data.discovery import Found
 from vdmini_core.data.ingest import CachedDecoder
 from vdmini_core.data.procedural import ProceduralSpec, draw_scene, render_clip, split_seeds
 from vdmini_core.data.prompts import Caption, save_captions
+from vdmini_core.data.shards import Kept, save_clips
 from vdmini_core.data.video import Frames, write_mp4
 from vdmini_core.errors import DataError
 from vdmini_core.params import PrepareParams
@@ -41,7 +42,7 @@ def prepare_procedural(out: Path, work: Path, params: PrepareParams, seed: int) 
     with DecodePool(params.workers, params.decode_timeout_s) as pool:
         decoder = CachedDecoder(pool, work, params)
         for split in SPLITS:
-            index[split] = _make_split(pool, decoder, out, split, wanted[split], params, seed)
+            index[split] = _make_split(pool, decoder, out, work, split, wanted[split], params, seed)
             sources += [
                 {"path": entry["source"], "status": "used", "reason": "", "clips": 1}
                 for entry in index[split]
@@ -55,6 +56,7 @@ def _make_split(
     pool: DecodePool,
     decoder: CachedDecoder,
     out: Path,
+    work: Path,
     split: Any,
     count: int,
     params: PrepareParams,
@@ -87,7 +89,8 @@ def _make_split(
     for (name, _), reply in track(made, f"making {split} clips", total=count, unit="clip"):
         replies.append(_checked(name, reply))
     raws = (reply["raw"].read_bytes() for reply in replies)
-    save_clips(out, split, raws, (count, params.frames, params.height, params.width, 3))
+    kept = Kept(work, [reply["raw"].name for reply in replies])
+    save_clips(out, split, raws, (count, params.frames, params.height, params.width, 3), kept)
     _save_truth(out / f"truth-{split}.safetensors", truths)
     told = [scene_caption(draw_scene(spec, clip_seed)) for clip_seed in seeds]
     save_captions(out, split, [Caption(*pair) for pair in zip(names, told, strict=True)])

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vdmini_core.data.clip_source import Clips
 from vdmini_core.params import DecoderRecoveryParams
 from vdmini_core.teacher import loop
 
@@ -81,7 +82,7 @@ def decode(vae: Any, latents_BFChw: Tensor) -> Tensor:
 def recover_decoder(
     student: Any,
     teacher: Any,
-    clips_uint8: Tensor,
+    clips_uint8: Clips,
     params: DecoderRecoveryParams,
     seed: int,
     workdir: Path,
@@ -173,7 +174,7 @@ class LatentCache:
     A crop encoded alone would have other latents, through normalisation, padding and attention.
     """
 
-    def __init__(self, teacher: Any, clips_BFHWC: Tensor, device: torch.device) -> None:
+    def __init__(self, teacher: Any, clips_BFHWC: Clips, device: torch.device) -> None:
         self.teacher, self.clips, self.device = teacher, clips_BFHWC, device
         self.cell = 2 ** (len(teacher.config.block_out_channels) - 1)
         self._known: dict[int, Tensor] = {}
@@ -188,7 +189,9 @@ class LatentCache:
 
     def frames(self, index: int, window: slice) -> Tensor:
         """Frames (F, C, H, W) of a clip in -1..1."""
-        return self.clips[index, window].to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return (
+            self.clips[index : index + 1][0, window].to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        )
 
 
 def _draw(

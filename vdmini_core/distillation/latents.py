@@ -6,10 +6,11 @@ that are missing: this process, or workers of any number.
 
 from __future__ import annotations
 
+import math
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from torch import Tensor
 
 from vdmini_core.artifacts import digest_of, read_json, write_json
 from vdmini_core.data.clip_source import ClipSource
+from vdmini_core.data.shards import SHARD_BYTES
 from vdmini_core.distillation.data import RecoveryData
 from vdmini_core.distillation.encoding import ClipEncoder
 from vdmini_core.errors import DataError
 from vdmini_core.models.base import Conditions
 from vdmini_core.progress import track
 
-SHARD_CLIPS = 8
+SHARD_CLIPS = 8  # and more where that would make very many files
+MANY_SHARDS = 1024
 OPEN_SHARDS = 8  # kept mapped by a reader
 IDENTITY, COMPLETE = "identity.json", "complete.json"
 LATENTS, CONDITION = "latents", "condition."
@@ -44,18 +47,30 @@ def precompute(encoder: ClipEncoder, clips: ClipSource, folder: Path, identity: 
     Raises:
         DataError: when there are no clips, or `folder` holds shards of something else.
     """
-    missing = missing_shards(folder, len(clips), identity)
+    missing = missing_shards(folder, clips.shape, identity)
     for start in track(missing, "encode clips", unit="shard") if missing else ():
         encode_shard(encoder, clips, folder, start)
     complete(folder, len(clips))
 
 
-def missing_shards(folder: Path, count: int, identity: Any) -> list[int]:
+def shard_clips(shape: Sequence[int]) -> int:
+    """How many clips of a set (n, F, H, W, 3) go to a shard; latents are smaller than the pixels counted."""
+    fit = SHARD_BYTES // max(1, math.prod(shape[1:]))
+    return max(SHARD_CLIPS, min(-(-shape[0] // MANY_SHARDS), fit))
+
+
+def missing_shards(folder: Path, shape: Sequence[int], identity: Any) -> list[int]:
     """First clips of the shards that are still to be made; the folder is claimed for `identity`.
+
+    Args:
+        folder: where the shards go.
+        shape: (n, F, H, W, 3) of the clips.
+        identity: see `precompute`.
 
     Raises:
         DataError: when there are no clips, or `folder` holds shards of something else.
     """
+    count, size = shape[0], shard_clips(shape)
     if not count:
         raise DataError(
             "there are no training clips", expected="at least one clip", fix="run `vdmini prepare`"
@@ -63,13 +78,13 @@ def missing_shards(folder: Path, count: int, identity: Any) -> list[int]:
     folder.mkdir(parents=True, exist_ok=True)
     for torn in folder.glob(".*.tmp"):
         torn.unlink(missing_ok=True)
-    _claim(folder, {"identity": digest_of(identity), "clips": count, "shard_clips": SHARD_CLIPS})
-    return [start for start in range(0, count, SHARD_CLIPS) if not shard_path(folder, start).exists()]
+    _claim(folder, {"identity": digest_of(identity), "clips": count, "shard_clips": size})
+    return [start for start in range(0, count, size) if not shard_path(folder, start).exists()]
 
 
 def encode_shard(encoder: ClipEncoder, clips: ClipSource, folder: Path, start: int) -> None:
     """Make the shard that begins with clip `start`."""
-    rows = encoder.encode(clips, range(len(clips))[start : start + SHARD_CLIPS])
+    rows = encoder.encode(clips, range(len(clips))[start : start + shard_clips(clips.shape)])
     tensors = {LATENTS: rows.latents, **{CONDITION + k: v for k, v in rows.conditions.tensors.items()}}
     path = shard_path(folder, start)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")

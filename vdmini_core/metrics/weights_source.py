@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 import urllib.request
@@ -16,18 +15,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vdmini_core.artifacts import is_safetensors, sha256_file, unreadable
+from vdmini_core.artifacts import cache_folder, is_safetensors, sha256_file, unreadable
 from vdmini_core.errors import DataError
 from vdmini_core.progress import progress_bar
 
 TIMEOUT_S = 60.0
-
-
-def cache_folder() -> Path:
-    """`VDMINI_CACHE`, else `vdmini` in the user's cache folder."""
-    given = os.environ.get("VDMINI_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(base) / "vdmini"
 
 
 def locate(location: str | Path, sha256: str | None = None) -> Path:

@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from vdmini_core.data.prompts import SERVED
+from vdmini_core.data.shards import places, shards_of
+from vdmini_core.errors import VDMiniError
 
 MOVIES = {"real": "Real", "teacher": "Teacher", "pruned": "Pruned", "recovered": "Recovered"}
 STAGES = ("prepare", "teacher", "profile", "plan", "prune", "distill", "evaluate")
@@ -112,9 +114,10 @@ def contact_sheet(prepare: Path, count: int = SHEET_CLIPS) -> list[Strip]:
 
 def _strip(prepare: Path, source: str, split: str, number: int) -> Strip | None:
     try:
-        with safe_open(prepare / f"clips-{split}.safetensors", framework="numpy") as handle:
-            clip = np.asarray(handle.get_slice("clips")[number : number + 1])[0]
-    except (OSError, SafetensorError, IndexError, KeyError):
+        [(shard, [inside])] = places(shards_of(prepare, split), [number])
+        with safe_open(shard.path, framework="numpy") as handle:
+            clip = np.asarray(handle.get_slice("clips")[inside : inside + 1])[0]
+    except (OSError, SafetensorError, IndexError, KeyError, VDMiniError):
         return None
     frames = clip[np.linspace(0, len(clip) - 1, SHEET_FRAMES).round().astype(int)]
     image = Image.fromarray(np.concatenate(list(frames), axis=1))
