@@ -44,7 +44,7 @@ def workspace_of(root: Path, profile: str | None) -> Path:
         VDMiniError: where there is no such workspace yet.
     """
     folder = root.resolve() if profile is None else workspace_folder(root.resolve(), profile)
-    if not (folder / "params.yaml").is_file():
+    if profile is not None and not (folder / "params.yaml").is_file():
         raise VDMiniError(
             f"the profile `{profile}` has not been run here",
             expected=f"its workspace, {folder}",

@@ -20,6 +20,7 @@ from flows import notices
 from flows.compress import worth_retrying
 from flows.gpu_slots import slots_for, slots_of
 from flows.pages import Pages
+from flows.profile_workspace import workspace_of
 from flows.server_rules import SILENCE, zombie_rule
 from flows.time_limits import HOURS, flow_seconds
 from tasks import once as once_module
@@ -276,3 +277,10 @@ def test_videos_the_version_had_are_no_fresh_data(tmp_path: Path) -> None:
     kept.write_text("[]")  # the project went on to other data
     with pytest.raises(DataError, match="not known which videos"):
         new_videos(root, client, recipe, videos, tmp_path / "fresh")
+
+
+def test_a_deployment_that_only_looks_makes_no_workspace(tmp_path: Path) -> None:
+    with pytest.raises(VDMiniError, match="`mini` has not been run"):
+        workspace_of(tmp_path, "mini")
+    assert not list(tmp_path.iterdir())
+    assert workspace_of(tmp_path, None) == tmp_path
