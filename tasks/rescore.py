@@ -156,7 +156,10 @@ def _lay_out(
         videos = new_videos(root, client, recipe, place.resolve(), folder / "fresh")
     lay_out_version(root, folder, version, videos)
     params = load_params(folder / "params.yaml")
-    changes = ["evaluate.vbench.suite=", f"prepare.clips.train={MINIMUM['train']}"]
+    # What another tool found out about the clips of then is nothing of this.
+    nothing = json.dumps(str(folder / "vbench"))
+    changes = ["evaluate.vbench.suite=", f"evaluate.vbench.results={nothing}"]
+    changes.append(f"prepare.clips.train={MINIMUM['train']}")
     if recipe["data"]["source"] == "procedural":
         changes.append(f"base.seed={seed}")
     wanted = max(params.evaluate.clips, params.profile.clips)
