@@ -130,8 +130,8 @@ def rescore(
         if not force and (told := version.tags.get(TAG + week)):
             return Rescore(**json.loads(told))
         folder = home / f"{version.name}-{version.version}-{week}"
-        _lay_out(root, client, folder, version, seed, videos)
-        run_stage("prepare", folder)
+        _lay_out(root, client, folder, version, videos)
+        _prepare(folder, seed)
         _bring_teacher(root, folder, version)
         run_stage("prune", folder)
         _bring_student(root, folder, version)
@@ -143,7 +143,7 @@ def rescore(
 
 
 def _lay_out(
-    root: Path, client: MlflowClient, folder: Path, version: ModelVersion, seed: int, videos: Path | None
+    root: Path, client: MlflowClient, folder: Path, version: ModelVersion, videos: Path | None
 ) -> None:
     """A project like the version's, but for its clips."""
     recipe = fetch_recipe(root, folder, version)
@@ -160,11 +160,18 @@ def _lay_out(
     nothing = json.dumps(str(folder / "vbench"))
     changes = ["evaluate.vbench.suite=", f"evaluate.vbench.results={nothing}"]
     changes.append(f"prepare.clips.train={MINIMUM['train']}")
-    if recipe["data"]["source"] == "procedural":
-        changes.append(f"base.seed={seed}")
     wanted = max(params.evaluate.clips, params.profile.clips)
     changes += [f"prepare.clips.{split}={wanted}" for split in ("validation", "test")]
     change_params(folder, assignments=tuple(changes))
+
+
+def _prepare(folder: Path, seed: int) -> None:
+    """The clips, procedural ones by `seed`; no other stage may see it, for some teachers are made by theirs."""
+    params = load_params(folder / "params.yaml")
+    if params.prepare.source == "procedural":
+        change_params(folder, assignments=(f"base.seed={seed}",))
+    run_stage("prepare", folder)
+    change_params(folder, assignments=(f"base.seed={params.base.seed}",))
 
 
 def _bring_teacher(root: Path, folder: Path, version: ModelVersion) -> None:
