@@ -166,7 +166,7 @@ def _lay_out(
 
 
 def _prepare(folder: Path, seed: int) -> None:
-    """The clips, procedural ones by `seed`; no other stage may see it, for some teachers are made by theirs."""
+    """The clips, procedural ones by `seed`; no other stage sees it, for some teachers are made by theirs."""
     params = load_params(folder / "params.yaml")
     if params.prepare.source == "procedural":
         change_params(folder, assignments=(f"base.seed={seed}",))
