@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # DVC stages call `vdmini`: the environment's own must be found first.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup style check test test-long demo services services-stop bench clean
+.PHONY: help setup style check test test-long faults demo services services-stop bench clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
 
@@ -37,6 +37,9 @@ test: setup  ## unit tests, then whole runs and real servers, two at a time, a c
 
 test-long: setup  ## whole runs that `make test` leaves out
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m long
+
+faults: setup  ## one run during which MLflow, S3, Prefect and PostgreSQL fail in turn
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/services/test_faults.py
 
 # SETTINGS=team: against the servers of `make services`; PROFILE=nano: in workspaces/nano
 SERVERS = $(if $(SETTINGS),set -a && . .vdmini/services/$(SETTINGS).env && set +a &&)

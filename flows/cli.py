@@ -16,7 +16,12 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli_progressive import StepsOption, run_progressive
-from flows.cli_registry import promote_command, reproduce_command, rollback_command
+from flows.cli_registry import (
+    evaluate_registered_command,
+    promote_command,
+    reproduce_command,
+    rollback_command,
+)
 from flows.cli_services import app as services_app
 from flows.distill_command import (
     DeviceOption,
@@ -441,6 +446,7 @@ for _name in STAGES:
     app.command(_name)(_OWN_COMMANDS.get(_name) or _stage_command(_name))
 app.command("rollback")(rollback_command)
 app.command("reproduce")(reproduce_command)
+app.command("evaluate-registered")(evaluate_registered_command)
 app.add_typer(services_app, name="services")
 for _name, _function in CORE_COMMANDS.items():
     if _name not in STAGES:

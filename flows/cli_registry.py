@@ -1,4 +1,4 @@
-"""Commands about registered versions: `promote`, `rollback`, `reproduce`."""
+"""Commands about registered versions: `promote`, `rollback`, `reproduce`, `evaluate-registered`."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def rollback_command(
     from flows import cli
 
     with cli._pipeline_extra():
+        from flows.notices import notify
         from tasks.rollback import roll_back
         from tasks.tracking import connect
         from vdmini_core.params import load_params
@@ -63,10 +64,12 @@ def rollback_command(
         params = load_params(root.resolve() / "params.yaml")
         name, alias = params.register_.name, params.promote.alias
         move = roll_back(connect(root.resolve()), name, alias, reason)
+        told = f"{name}: version {move.after} is {alias} again, in place of version {move.before}"
+        notify("rolled-back", f"{told}: {reason}", model=name, version=move.after, before=move.before)
     if as_json:
         print_json(asdict(move))
     else:
-        typer.echo(f"{name}: version {move.after} is {alias} again, in place of version {move.before}")
+        typer.echo(told)
 
 
 def reproduce_command(
@@ -94,4 +97,39 @@ def reproduce_command(
         told = "equal" if found.equal else f"different; it lies in {found.folder}"
         typer.echo(f"{found.model} version {found.version}: {told}")
     if not found.equal:
+        raise typer.Exit(1)
+
+
+def evaluate_registered_command(
+    uri: Annotated[
+        str | None, typer.Argument(metavar="models:/NAME@ALIAS", help="or models:/NAME/3; none: the champion")
+    ] = None,
+    week: Annotated[
+        str | None, typer.Option(metavar="2026-W48", help="draws the clips; none: this week")
+    ] = None,
+    videos: Annotated[
+        Path | None, typer.Option(help="where its videos are now", exists=True, file_okay=False)
+    ] = None,
+    workspace: WorkspaceOption = None,
+    force: Annotated[bool, typer.Option("--force", help="measure again what was measured")] = False,
+    as_json: JsonOption = False,
+    root: RootOption = Path(),
+) -> None:
+    """Measure a registered version on data it has not seen; exits 1 where it got worse than recorded."""
+    from flows import cli
+
+    with cli._pipeline_extra():
+        from flows.notices import quality_fell
+        from flows.quiet import quiet_servers
+
+        quiet_servers()
+        from tasks.rescore import rescore
+        from vdmini_core.params import load_params
+
+        folder = cli._project(root, workspace, None, None, None)
+        params = load_params(folder / "params.yaml")
+        address = uri or f"models:/{params.register_.name}@{params.promote.alias}"
+        result = rescore(folder, address, week=week, videos=videos, force=force, tell=quality_fell)
+    print_json(asdict(result)) if as_json else typer.echo(result.text)
+    if result.verdict == "fell":
         raise typer.Exit(1)

@@ -21,49 +21,52 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 
 from flows.execution import Execution, StageReport
+from flows.gpu_slots import slots_for
+from flows.notices import run_failed
+from flows.pages import Pages
 from flows.profile_workspace import profile_workspace
+from flows.time_limits import COMPRESS_H, flow_seconds
 from tasks.stage import STAGES
-from vdmini_core.errors import ParamsError, VDMiniError
+from vdmini_core.errors import OutsideError, ParamsError, VDMiniError
 
 # A chart beyond this would bloat the server's database; it is in MLflow and the report anyway.
 MAX_IMAGE_BYTES = 400_000
 
 
-def _worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
+def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
     """Retry what the outside world broke; a mistake of the user stays one."""
     try:
         state.result()
-    except VDMiniError:
-        return False
+    except VDMiniError as error:
+        return isinstance(error, OutsideError)
     except Exception:
         return True
     return False
 
 
-def _bring_up_to_date(execution: Execution, stage: str) -> StageReport:
+def bring_up_to_date(execution: Execution, stage: str) -> StageReport:
+    """One stage and its page."""
     report = execution.stage(stage)
     if report.result is not None:
-        _show(report)
+        _show(report, Pages())
     return report
 
 
-def _show(report: StageReport) -> None:
+def _show(report: StageReport, pages: Pages) -> None:
     """Put a stage's table and charts on its Prefect run page."""
     assert report.result is not None
     outcome, key = report.result.outcome, f"vdmini-{report.stage}"
     if outcome.table:
-        create_table_artifact(table=outcome.table, key=f"{key}-table", description=outcome.title)
+        pages.put(create_table_artifact, table=outcome.table, key=f"{key}-table", description=outcome.title)
     for index, chart in enumerate(outcome.charts):
         path = report.result.out / chart
         if path.suffix == ".png" and path.is_file() and path.stat().st_size <= MAX_IMAGE_BYTES:
             data = base64.b64encode(path.read_bytes()).decode()
-            create_image_artifact(
-                f"data:image/png;base64,{data}", key=f"{key}-{index}", description=path.stem
-            )
+            image = f"data:image/png;base64,{data}"
+            pages.put(create_image_artifact, image, key=f"{key}-{index}", description=path.stem)
     if report.result.notes:
-        create_markdown_artifact(
-            "\n".join(f"- {note}" for note in report.result.notes), key=f"{key}-notes", description="Notes"
-        )
+        notes = "\n".join(f"- {note}" for note in report.result.notes)
+        pages.put(create_markdown_artifact, notes, key=f"{key}-notes", description="Notes")
 
 
 def _stage_task(stage: str, retries: int = 0) -> Callable[[Execution], StageReport]:
@@ -73,12 +76,12 @@ def _stage_task(stage: str, retries: int = 0) -> Callable[[Execution], StageRepo
         retries=retries,
         retry_delay_seconds=[2.0, 10.0, 30.0][: max(retries, 1)],
         retry_jitter_factor=0.5,
-        retry_condition_fn=_worth_retrying,
+        retry_condition_fn=worth_retrying,
         cache_policy=NO_CACHE,
         persist_result=False,
     )
     def run(execution: Execution) -> StageReport:
-        return _bring_up_to_date(execution, stage)
+        return bring_up_to_date(execution, stage)
 
     return run
 
@@ -97,7 +100,14 @@ promote = _stage_task("promote", retries=3)
 STORY = (prepare, teacher, profile, plan, prune, distill, evaluate, report, register, promote)
 
 
-@flow(name="compress", validate_parameters=False, persist_result=False)
+@flow(
+    name="compress",
+    validate_parameters=False,
+    persist_result=False,
+    timeout_seconds=flow_seconds(COMPRESS_H),
+    on_failure=[run_failed],
+    on_crashed=[run_failed],
+)
 def compress(
     root: str = ".",
     force: bool = False,
@@ -130,14 +140,20 @@ def compress(
             fix="name a profile, or edit params.yaml",
         )
     folder = Path(root) if profile is None else profile_workspace(Path(root), profile, assignments)
-    execution = Execution(folder, force=force, listen=listen or (lambda stage, event: None))
-    progress: Any = create_progress_artifact(0.0, key="vdmini-progress", description="stages of the story")
+    execution = Execution(
+        folder, force=force, listen=listen or (lambda stage, event: None), holding=slots_for
+    )
+    pages = Pages()
+    progress: Any = pages.put(
+        create_progress_artifact, 0.0, key="vdmini-progress", description="stages of the story"
+    )
     with execution.parent_run(f"compress-{execution.params.register_.name}"):
         story = STORY[: list(STAGES).index(last) + 1]
         for done, step in enumerate(story, start=1):
             step(execution)
-            update_progress_artifact(progress, 100.0 * done / len(story))
-    create_markdown_artifact(_summary(execution), key="vdmini-summary", description="What ran")
+            if progress is not None:
+                pages.put(update_progress_artifact, progress, 100.0 * done / len(story))
+    pages.put(create_markdown_artifact, _summary(execution), key="vdmini-summary", description="What ran")
     return execution.reports
 
 

@@ -6,11 +6,12 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from flows.notices import promoted
 from tasks import promote as promote_stage
 from tasks import register as register_stage
 from tasks.project import refresh_code_mark
@@ -45,11 +46,21 @@ class StageReport:
 
 @dataclass
 class Execution:
-    """The state a flow hands from stage to stage; the folder holds everything that lasts."""
+    """The state a flow hands from stage to stage; the folder holds everything that lasts.
+
+    Attributes:
+        root: project folder.
+        force: run also what is up to date.
+        listen: told (stage, event) as stages start and end.
+        holding: gives what a stage that really runs holds meanwhile.
+        reports: what became of the stages so far.
+        run_name: of the MLflow parent run.
+    """
 
     root: Path
     force: bool = False
     listen: Callable[[str, str], None] = lambda stage, event: None
+    holding: Callable[[str, Params], AbstractContextManager[None]] = lambda stage, params: nullcontext()
     reports: list[StageReport] = field(default_factory=list)
     run_name: str = "vdmini"
 
@@ -74,6 +85,8 @@ class Execution:
         started = time.perf_counter()
         with stage_lock(self.root):
             fate, result = self._bring_up_to_date(name)
+        if name == "promote" and result is not None:
+            promoted(self.params, result)
         report = StageReport(name, fate, time.perf_counter() - started, result)
         self.reports.append(report)
         self.listen(name, fate)
@@ -84,7 +97,8 @@ class Execution:
             return "up to date", None
         if name in REPRODUCIBLE and not self.force and self._restore(name):
             return "restored", None
-        result = run_stage(name, self.root, self.tracker, keep_work=True)
+        with self.holding(name, self.params):
+            result = run_stage(name, self.root, self.tracker, keep_work=True)
         if name in REPRODUCIBLE:
             self._refuse_changed_params(name)
             self.versions.record(name)

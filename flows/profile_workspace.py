@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tasks.project import change_params, lay_out, workspace_folder
 from tasks.versioning import init_repository
+from vdmini_core.errors import VDMiniError
 
 
 def profile_workspace(root: Path, profile: str, assignments: Sequence[str] = ()) -> Path:
@@ -29,4 +30,25 @@ def profile_workspace(root: Path, profile: str, assignments: Sequence[str] = ())
         lay_out(folder, like=root)
         init_repository(folder, shared_cache=root / ".dvc" / "cache")
     change_params(folder, profile=profile, assignments=tuple(assignments))
+    return folder
+
+
+def workspace_of(root: Path, profile: str | None) -> Path:
+    """The folder in which a deployment ran a profile: nothing in it is changed.
+
+    Args:
+        root: the project.
+        profile: None for the project itself.
+
+    Raises:
+        VDMiniError: where there is no such workspace yet.
+    """
+    folder = root.resolve() if profile is None else workspace_folder(root.resolve(), profile)
+    if profile is not None and not (folder / "params.yaml").is_file():
+        raise VDMiniError(
+            f"the profile `{profile}` has not been run here",
+            expected=f"its workspace, {folder}",
+            found="nothing",
+            fix="run `compress` with this profile first",
+        )
     return folder

@@ -22,9 +22,20 @@ _DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+# A server may be away for some minutes (a restart, a moved database) without a run ending over it. MLflow's
+# client and boto3 wait that long by themselves. Prefect's answers 500 while its database does not answer.
+_PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "7", "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504"}
+
 
 def quiet_servers() -> None:
     """Set defaults before the libraries are imported."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    patient_clients()
     os.environ["VDMINI_DRIVER"] = "dvc" if "DVC_STAGE" in os.environ else "flow"
+
+
+def patient_clients() -> None:
+    """Set how long Prefect's client waits for its server; before Prefect is imported."""
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
+import sys
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,10 +15,12 @@ import mlflow
 import mlflow.artifacts
 import mlflow.pyfunc
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking import MlflowClient
 
 import vdmini_core
 from tasks.gate import Checks
 from tasks.models import device_of
+from tasks.once import once
 from tasks.provenance import check_student, provenance, without_hint_warning
 from tasks.recipe import keep_recipe
 from tasks.registry import (
@@ -31,6 +35,7 @@ from tasks.registry import (
     version_by_alias,
     version_of_student,
 )
+from tasks.registry_lock import turn_of
 from tasks.serving_signature import signature_of
 from tasks.stage import StageJob, StageOutcome, finished
 from tasks.tracking import MLflowMonitor, connect, tracking_uri
@@ -90,15 +95,31 @@ def _log_version(job: StageJob, identity: str) -> str:
     client, tags = connect(job.root), _tags(job.root, identity, _checked(job, source))
     tags |= job.params.register_.tags
     keep_recipe(client, job.monitor.run_id, job.root)
-    # One call makes the version with all its tags: a kill leaves a whole version or none.
-    version = client.create_model_version(
-        job.params.register_.name,
-        source=source,
-        run_id=job.monitor.run_id,
-        tags=tags,
-        model_id=model_id,
-    )
-    return str(version.version)
+    return str(_new_version(job, client, source, model_id, tags).version)
+
+
+def _new_version(
+    job: StageJob, client: MlflowClient, source: str, model_id: str, tags: dict[str, str]
+) -> ModelVersion:
+    """One version of a student, though two projects register it at once or the server is asked again."""
+    name = job.params.register_.name
+    with turn_of(client, name) as turn:
+        found = version_of_student(client, name, tags[STUDENT_TAG])
+        if found is not None:
+            return found
+        turn.check()
+        # One call makes the version with all its tags: a kill leaves a whole version or none.
+        return once(
+            lambda: client.create_model_version(
+                name,
+                source=source,
+                run_id=job.monitor.run_id,  # type: ignore[attr-defined]
+                tags=tags,
+                await_creation_for=None,
+                model_id=model_id,
+            ),
+            lambda: version_of_student(client, name, tags[STUDENT_TAG]),
+        )
 
 
 def _complete(job: StageJob, version: ModelVersion) -> None:
@@ -123,6 +144,7 @@ def _log_model(job: StageJob, run_id: str) -> str:
     student = job.artifact("distill") / "student"
     with (
         tempfile.TemporaryDirectory() as folder,
+        redirect_stdout(sys.stderr),  # MLflow prints links to a server's pages; `--json` is alone there
         mlflow.start_run(run_id=run_id),
         without_hint_warning(),
     ):

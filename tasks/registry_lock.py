@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tasks.tracking import is_alive, process_name
-from vdmini_core.errors import VDMiniError
+from vdmini_core.errors import OutsideError
 
 PREFIX = "vdmini.turn."
 LEASE_S = 60.0
@@ -65,13 +65,13 @@ class Turn:
         """To be called before every write of the turn.
 
         Raises:
-            VDMiniError: when the turn may have gone to somebody else; nothing more must be written.
+            OutsideError: when the turn may have gone to somebody else; nothing more must be written.
         """
         mine = self.key in _turns(self.client, self.name)  # asked first: `show` would write it anew
         if mine and not self.lapsed():
             self.show()
         if not mine or self.lapsed():
-            raise VDMiniError(
+            raise OutsideError(
                 f"lost the turn to change the aliases of `{self.name}`",
                 expected=f"answers of the registry within {self.lease_s / 2:g} s",
                 found=f"none for {time.monotonic() - self.shown:.0f} s",
@@ -92,7 +92,7 @@ def turn_of(
         patience_s: how long to wait.
 
     Raises:
-        VDMiniError: when others hold it for longer than `patience_s`.
+        OutsideError: when others hold it for longer than `patience_s`.
     """
     turn = _take(client, name, lease_s, patience_s)
     try:
@@ -133,7 +133,7 @@ def _wait(turn: Turn, deadline: float, seen: dict[str, tuple[str, float]]) -> bo
         if not ahead:
             return True
         if time.monotonic() > deadline:
-            raise VDMiniError(
+            raise OutsideError(
                 f"others have been changing the aliases of `{turn.name}` for too long",
                 found="; ".join(sorted(ahead.values())[:3]),
                 fix=f"wait and run again; a dead one is passed over after {turn.lease_s:g} s",

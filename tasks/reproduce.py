@@ -76,7 +76,7 @@ def reproduce(
     version = find_version(client, uri)
     name, number = str(version.name), str(version.version)
     folder = root / ".vdmini" / "reproduce" / f"{name}-{number}"
-    recipe = _lay_out(root, folder, version, videos)
+    recipe = lay_out_version(root, folder, version, videos)
     expected: Mapping[str, Mapping[str, str]] = recipe["outputs"]
     differences: list[str] = []
     compared = 0
@@ -133,21 +133,41 @@ def compare(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def _lay_out(root: Path, folder: Path, version: ModelVersion, videos: Path | None) -> dict[str, Any]:
-    """A project with the version's parameters and plan; scratch of a killed attempt stays."""
+def lay_out_version(root: Path, folder: Path, version: ModelVersion, videos: Path | None) -> dict[str, Any]:
+    """A project with the version's parameters and plan; scratch of a killed attempt stays.
+
+    Args:
+        root: project folder: its tracking store is asked, its relative paths are meant.
+        folder: of the new project.
+        version: which one.
+        videos: where the videos are now, if not where they were.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        VDMiniError: for a version without a recipe or with another one's, or videos that are not there.
+    """
     shutil.rmtree(folder / "artifacts", ignore_errors=True)
     lay_out(folder)
-    kept = _fetch(root, version, folder / FOLDER)
+    recipe = fetch_recipe(root, folder, version)
+    kept = folder / FOLDER
     shutil.copyfile(kept / "params.yaml", folder / "params.yaml")
     shutil.copytree(kept / "plan", folder / "artifacts" / "plan")
-    recipe: dict[str, Any] = read_json(kept / "recipe.json")
     _check_tags(version, recipe, folder)
     change_params(folder, assignments=tuple(_paths(root, folder, recipe, videos)))
     return recipe
 
 
-def _fetch(root: Path, version: ModelVersion, target: Path) -> Path:
+def fetch_recipe(root: Path, folder: Path, version: ModelVersion) -> dict[str, Any]:
+    """Bring the version's recipe to `folder`/recipe and read it.
+
+    Raises:
+        VDMiniError: for a version without one.
+    """
+    target = folder / FOLDER
     shutil.rmtree(target, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         mlflow.artifacts.download_artifacts(
             run_id=version.run_id,
@@ -162,7 +182,8 @@ def _fetch(root: Path, version: ModelVersion, target: Path) -> Path:
             found=str(error).splitlines()[0],
             fix="`vdmini register --force` in the project that made it",
         ) from None
-    return target
+    recipe: dict[str, Any] = read_json(target / "recipe.json")
+    return recipe
 
 
 def _check_tags(version: ModelVersion, recipe: Mapping[str, Any], folder: Path) -> None:

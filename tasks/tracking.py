@@ -13,11 +13,12 @@ import os
 import platform
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 from mlflow.entities import Metric, Param, RunStatus, RunTag
@@ -25,16 +26,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME
 
+from tasks.once import once
 from tasks.stage import StageOutcome
 from vdmini_core.artifacts import read_json, write_json
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 for _chatty in ("mlflow.store.db.utils", "alembic.runtime.migration"):  # tells of every table of a new store
     logging.getLogger(_chatty).setLevel(logging.WARNING)
 
 PROCESS_TAG = "vdmini.process"
+REQUEST_TAG = "vdmini.request"  # tells a run from all others before its id has arrived
 CLOCK_SLACK_MS = 2000  # the start of a process is derived from the boot time, which clock updates shift
 PARENT_RUN_ENV = "VDMINI_PARENT_RUN_ID"
 EXPERIMENT_ENV = "MLFLOW_EXPERIMENT_NAME"
@@ -180,7 +180,21 @@ class MLflowTracker:
         """Create a parent run and return its id; `owner` (default: this process) keeps it open."""
         self.close_abandoned()
         told = {MLFLOW_SOURCE_NAME: "vdmini", PROCESS_TAG: process_name(owner), **(tags or {})}
-        return str(self.client.create_run(self.experiment, run_name=name, tags=told).info.run_id)
+        return self._new_run(name, told)
+
+    def _new_run(self, name: str, tags: dict[str, str]) -> str:
+        """Create a run and return its id: one run, though the server may have to be asked again."""
+        mark = uuid.uuid4().hex
+
+        def look() -> str | None:
+            found = self.client.search_runs([self.experiment], f"tags.`{REQUEST_TAG}` = '{mark}'")
+            return str(found[0].info.run_id) if found else None
+
+        def send() -> str:
+            made = self.client.create_run(self.experiment, run_name=name, tags={**tags, REQUEST_TAG: mark})
+            return str(made.info.run_id)
+
+        return once(send, look)
 
     def close_abandoned(self) -> list[str]:
         """Mark runs whose process on this machine is gone as killed; returns their ids."""
@@ -244,8 +258,7 @@ class MLflowTracker:
             "vdmini.stage": stage,
             PROCESS_TAG: process_name(),
         }
-        run: Run = self.client.create_run(self.experiment, run_name=stage, tags=tags)
-        page = StagePage(self.client, str(run.info.run_id), parent_id)
+        page = StagePage(self.client, self._new_run(stage, tags), parent_id)
         listed = [
             Param(k, json.dumps(v) if not isinstance(v, str) else v) for k, v in flatten(params).items()
         ]

@@ -42,3 +42,7 @@ class DataError(VDMiniError):
 
 class TrainingError(VDMiniError):
     """A training run cannot go on (non-finite loss, diverged, wrong checkpoint)."""
+
+
+class OutsideError(VDMiniError):
+    """A server or the network did not do its part: the same again may go well, and schedules try it again."""

@@ -113,6 +113,8 @@ def _prefect_environment(setup: Setup) -> dict[str, str]:
         "PREFECT_API_AUTH_STRING": f"{USER}:{setup.passwords['prefect']}",
         "PREFECT_UI_API_URL": f"{setup.url('prefect')}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # In memory, as they are otherwise, they are lost by a restart, and their slots are taken for ever.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
 
 

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow.artifacts
@@ -21,6 +22,7 @@ from tasks.recipe import FOLDER, write_recipe
 from tasks.register import RUNTIME
 from tasks.registry import PROVENANCE_TAGS, candidate_of
 from tasks.reproduce import reproduce
+from tasks.rescore import TAG
 from tasks.tracking import connect
 from tests.flows.conftest import environment, vdmini
 from tests.services.serving import free_port, post, server
@@ -175,3 +177,33 @@ def test_another_hash_is_told_and_ends_it(finished_project: Path, tmp_path: Path
     client.set_model_version_tag("m", "1", PROVENANCE_TAGS["plan"], "another")
     with pytest.raises(VDMiniError, match=r"another plan"):
         reproduce(root, "models:/m/1")
+
+
+def test_on_fresh_clips_it_is_measured_once_a_week_and_the_result_stays_with_it(
+    finished_project: Path,
+) -> None:
+    """In the project that made it, whose outputs and parameters stay as they are."""
+    before = (finished_project / "params.yaml").read_text()
+    ask = ("evaluate-registered", URI, "--week", "2026-W48", "--json")
+    with ThreadPoolExecutor(2) as pool:  # two processes at once
+        both = [pool.submit(vdmini, finished_project, *ask, check=False) for _ in range(2)]
+        first, second = (one.result() for one in both)
+    assert first.stdout == second.stdout, first.stderr + second.stderr
+    told = json.loads(first.stdout)
+    assert first.returncode == second.returncode == (told["verdict"] == "fell"), first.stderr
+    client = connect(finished_project)
+    version = client.get_model_version_by_alias("vdmini-nano", "candidate")
+    assert json.loads(version.tags[f"{TAG}2026-W48"]) == told
+    recorded = json.loads(version.tags["vdmini.evidence"])["metrics"]["recovered"]
+    assert told["recorded"] == recorded["fvd_real"] != told["fvd_real"] and told["clips"] == 8
+    run = client.get_run(told["run_id"])
+    assert run.data.metrics["recovered.fvd_real"] == told["fvd_real"]
+    assert (run.data.tags["vdmini.model_version"], run.info.status) == (version.version, "FINISHED")
+    clips = read_json(finished_project / "artifacts" / "evaluate" / "metrics.json")["passport"]["fvd"]
+    assert run.data.params["clips_sha256"] != clips["real"]["data"]
+    model = client.get_logged_model(version.model_id)
+    assert {metric.key: metric.value for metric in model.metrics}["fresh_fvd_real"] == told["fvd_real"]
+    named = "tags.`vdmini.week` = '2026-W48'"
+    assert len(client.search_runs([run.info.experiment_id], named)) == 1
+    assert not list((finished_project / ".vdmini" / "rescore").glob("vdmini-nano*"))
+    assert (finished_project / "params.yaml").read_text() == before

@@ -191,13 +191,11 @@ def test_a_schedule_fires_and_a_run_without_changes_is_short(told: tuple[Path, S
             command, cwd=root, env=environment(**setup.client_settings()), stdout=log, stderr=log
         )
     try:
-        found = _until(lambda: prefect(setup, "/deployments/filter", {}), process)[0]
-        schedule = found["schedules"][0]["schedule"]
-        assert (found["name"], schedule["cron"], found["parameters"]) == (
-            "nightly",
-            "0 2 * * *",
-            {"root": str(root)},
-        )
+        served = _until(lambda: _all_of(prefect(setup, "/deployments/filter", {}), 3), process)
+        crons = {one["name"]: [s["schedule"]["cron"] for s in one["schedules"]] for one in served}
+        assert crons == {"nightly": ["0 2 * * *"], "weekly": ["0 6 * * 1"], "on-demand": []}
+        assert [one["parameters"] for one in served] == [{"root": str(root)}] * 3
+        found = next(one for one in served if one["name"] == "nightly")
         # Each minute, not once: the server plans ahead, and on a busy machine it may miss the first.
         soon = (datetime.now(UTC) + timedelta(seconds=5)).isoformat()
         minutely = {"interval": 60, "anchor_date": soon}
@@ -211,6 +209,10 @@ def test_a_schedule_fires_and_a_run_without_changes_is_short(told: tuple[Path, S
     assert done[0]["auto_scheduled"] and done[0]["total_run_time"] < 60
     summary = [a["data"] for a in prefect(setup, "/artifacts/filter", {}) if a["key"] == "vdmini-summary"]
     assert any(text.count("up to date") == len(STAGES) for text in summary), summary
+
+
+def _all_of(found: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    return found if len(found) == count else []
 
 
 def _answers(setup: Setup) -> bool:

@@ -178,14 +178,19 @@ def test_prefects_own_model_takes_prefect_yaml() -> None:
     from prefect.cli.deploy._models import PrefectYamlModel
 
     from flows.compress import compress
+    from flows.evaluate_registered import evaluate_registered
+    from flows.promotion import promote
+    from flows.quiet import _PATIENCE
 
     raw = documents(ROOT / "prefect.yaml")[0]
     model = PrefectYamlModel.model_validate(raw)
     assert raw["prefect-version"] == locked("prefect") and model.pull == []
     assert len({deployment.name for deployment in model.deployments}) == len(model.deployments)
+    flows = {f"{f.fn.__module__}.{f.fn.__name__}": f for f in (compress, evaluate_registered, promote)}
+    assert {deployment.entrypoint for deployment in model.deployments} == set(flows)
     for deployment in model.deployments:
-        assert deployment.entrypoint == f"{compress.fn.__module__}.{compress.fn.__name__}"
-        assert set(deployment.parameters) <= set(compress.parameters.properties)
+        assert set(deployment.parameters) <= set(flows[deployment.entrypoint].parameters.properties)
+        assert deployment.work_pool.job_variables == {"env": _PATIENCE}
         assert (ROOT / "profiles" / f"{deployment.parameters['profile']}.yaml").is_file()
         assert deployment.work_pool and deployment.work_pool.name == "vdmini"
         values = deepcopy(profile_values(ROOT, deployment.parameters["profile"]))

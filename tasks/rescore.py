@@ -1,0 +1,291 @@
+"""rescore: measure a registered version again on clips it has never seen, and compare with what was recorded.
+
+The clips are drawn by a seed of the week, or are videos that came since; the student is the one in the
+registry, the teacher and the pruned student are made as `reproduce` makes them. All models are sampled and
+measured by stage `evaluate`, in a project of its own below `.vdmini/rescore/`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import mlflow.artifacts
+from mlflow.entities import Metric, Param
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking import MlflowClient
+
+from tasks.fresh_data import new_videos, seed_of, this_week
+from tasks.project import change_params
+from tasks.provenance import unsafe_files
+from tasks.registry import EVIDENCE_TAG, PROVENANCE_TAGS
+from tasks.reproduce import fetch_recipe, find_version, lay_out_version
+from tasks.stage import finished, run_stage, stage_lock, stage_params
+from tasks.tracking import MLflowTracker, connect, tracking_uri
+from vdmini_core.artifacts import read_json, sha256_file, staged_output, write_manifest
+from vdmini_core.data.splits import MINIMUM
+from vdmini_core.errors import DataError, ModelError, VDMiniError
+from vdmini_core.metrics.passport import Passport, require_comparable
+from vdmini_core.params import is_number, load_params
+
+TAG = "vdmini.rescored."  # and the week
+RUN_NAME = "evaluate-registered"
+MEASURE = "fvd_real"
+Verdict = Literal["within", "better", "fell"]
+
+
+@dataclass(frozen=True)
+class Rescore:
+    """What came of it.
+
+    Attributes:
+        model, version, week: which one, and by which week's clips.
+        fvd_real, low, high: distance to the fresh clips and its interval, None for fewer than 3 clips.
+        recorded, recorded_low, recorded_high: what the version was registered with.
+        teacher: distance of the teacher to the same clips.
+        clips: how many.
+        verdict: `fell` where the distance lies above the recorded interval.
+        run_id: MLflow run with all figures.
+    """
+
+    model: str
+    version: str
+    week: str
+    fvd_real: float
+    low: float | None
+    high: float | None
+    recorded: float
+    recorded_low: float | None
+    recorded_high: float | None
+    teacher: float | None
+    clips: int
+    verdict: Verdict
+    run_id: str = ""
+
+    @property
+    def text(self) -> str:
+        """One sentence for people."""
+        then = _interval(self.recorded, self.recorded_low, self.recorded_high)
+        now = _interval(self.fvd_real, self.low, self.high)
+        found = {"within": "as recorded", "better": "better than recorded", "fell": "worse than recorded"}
+        return (
+            f"{self.model} version {self.version}, {self.week}: {found[self.verdict]}: {now} against {then}"
+        )
+
+
+def _interval(value: float, low: float | None, high: float | None) -> str:
+    return f"{MEASURE} {value:.4g}" + ("" if low is None or high is None else f" ({low:.4g} to {high:.4g})")
+
+
+def judge(fresh: float, recorded: float, low: float | None, high: float | None, tolerance: float) -> Verdict:
+    """Where a distance on fresh clips stands to the recorded one; smaller is better.
+
+    Args:
+        fresh, recorded: the distances.
+        low, high: interval of the recorded one; None where it has none.
+        tolerance: relative difference that counts as equal then.
+    """
+    floor = recorded / (1 + tolerance) if low is None else low
+    ceiling = recorded * (1 + tolerance) if high is None else high
+    if fresh > ceiling:
+        return "fell"
+    return "better" if fresh < floor else "within"
+
+
+def rescore(
+    root: Path,
+    uri: str,
+    *,
+    week: str | None = None,
+    videos: Path | None = None,
+    force: bool = False,
+    tell: Callable[[Rescore], None] = lambda result: None,
+) -> Rescore:
+    """Measure a registered version on fresh clips and keep the result with it.
+
+    A week's result is made once: another call, or one at the same time, gets what is there.
+
+    Args:
+        root: project folder: its tracking store is asked, its relative paths are meant.
+        uri: `models:/NAME@alias` or `models:/NAME/3`.
+        week: ISO week whose number is the seed of procedural clips; this week where None.
+        videos: where its videos are now, for versions made from a folder.
+        force: measure again what was measured.
+        tell: called with a result that is new, and not with one that was there.
+
+    Raises:
+        DataError: where there is nothing new, or too little to be compared.
+        VDMiniError: for an unknown version, one without a recipe, or another teacher.
+    """
+    root, week = root.resolve(), week or this_week()
+    seed, client = seed_of(week), connect(root)
+    home = root / ".vdmini" / "rescore"
+    with stage_lock(home):
+        version = find_version(client, uri)
+        if not force and (told := version.tags.get(TAG + week)):
+            return Rescore(**json.loads(told))
+        folder = home / f"{version.name}-{version.version}-{week}"
+        _lay_out(root, client, folder, version, videos)
+        _prepare(folder, seed)
+        _bring_teacher(root, folder, version)
+        run_stage("prune", folder)
+        _bring_student(root, folder, version)
+        run_stage("evaluate", folder)
+        result = _keep(root, folder, version, _compare(folder, version, week))
+        shutil.rmtree(folder)
+    tell(result)
+    return result
+
+
+def _lay_out(
+    root: Path, client: MlflowClient, folder: Path, version: ModelVersion, videos: Path | None
+) -> None:
+    """A project like the version's, but for its clips."""
+    recipe = fetch_recipe(root, folder, version)
+    if recipe["data"]["source"] == "folder":
+        place = videos or root / Path(recipe["data"]["videos"]).expanduser()
+        if not place.is_dir():
+            raise DataError(
+                "the videos of this version are not there", found=str(place), fix="`--videos DIR`"
+            )
+        videos = new_videos(root, client, recipe, place.resolve(), folder / "fresh")
+    lay_out_version(root, folder, version, videos)
+    params = load_params(folder / "params.yaml")
+    # What another tool found out about the clips of then is nothing of this.
+    nothing = json.dumps(str(folder / "vbench"))
+    changes = ["evaluate.vbench.suite=", f"evaluate.vbench.results={nothing}"]
+    changes.append(f"prepare.clips.train={MINIMUM['train']}")
+    wanted = max(params.evaluate.clips, params.profile.clips)
+    changes += [f"prepare.clips.{split}={wanted}" for split in ("validation", "test")]
+    change_params(folder, assignments=tuple(changes))
+
+
+def _prepare(folder: Path, seed: int) -> None:
+    """The clips, procedural ones by `seed`; no other stage sees it, for some teachers are made by theirs."""
+    params = load_params(folder / "params.yaml")
+    if params.prepare.source == "procedural":
+        change_params(folder, assignments=(f"base.seed={seed}",))
+    run_stage("prepare", folder)
+    change_params(folder, assignments=(f"base.seed={params.base.seed}",))
+
+
+def _bring_teacher(root: Path, folder: Path, version: ModelVersion) -> None:
+    """The version's teacher: made by its stage, or the project's own where it was trained there.
+
+    Raises:
+        VDMiniError: where that is another one.
+    """
+    source = load_params(folder / "params.yaml").teacher.source
+    if source == "train":  # on other clips it would become another one
+        own = root / "artifacts" / "teacher"
+        if own.is_dir():
+            (folder / "artifacts" / "teacher").symlink_to(own, target_is_directory=True)
+    else:
+        run_stage("teacher", folder)
+    wanted = version.tags.get(PROVENANCE_TAGS["teacher"])
+    there = (folder / "artifacts" / "teacher" / "manifest.json").is_file()
+    found = finished(folder, "teacher")["metrics"].get("fingerprint") if there else "none"
+    if found != wanted:
+        raise VDMiniError(
+            f"the teacher of version {version.version} is not here",
+            expected=f"fingerprint {wanted}",
+            found=str(found),
+            fix="run it in the project that made the version, with its teacher in place",
+        )
+
+
+def _bring_student(root: Path, folder: Path, version: ModelVersion) -> None:
+    """The registered files, in the place of those that `distill` would make."""
+    fetched = folder / "registered"
+    shutil.rmtree(fetched, ignore_errors=True)
+    back = mlflow.artifacts.download_artifacts(
+        version.source, dst_path=str(fetched), tracking_uri=tracking_uri(root)
+    )
+    student = Path(back) / "artifacts" / "student"
+    if unsafe := unsafe_files(student):
+        raise ModelError(
+            f"version {version.version} of `{version.name}` holds files that are not safe to load",
+            expected="safetensors and plain text",
+            found=", ".join(unsafe[:5]),
+            fix="`vdmini rollback`, and look who changed it",
+        )
+    params = load_params(folder / "params.yaml")
+    with staged_output(folder / "artifacts" / "distill") as out:
+        shutil.move(student, out / "student")
+        sections = stage_params(params, "distill")
+        write_manifest(out, stage="distill", inputs={}, params=sections, seed=params.base.seed, metrics={})
+
+
+def _compare(folder: Path, version: ModelVersion, week: str) -> Rescore:
+    """Hold the fresh figures against the recorded ones.
+
+    Raises:
+        DataError: where they were measured differently: other passports but for the clips themselves.
+    """
+    then = json.loads(version.tags[EVIDENCE_TAG])
+    now = read_json(folder / "artifacts" / "evaluate" / "metrics.json")
+    old = Passport.from_json(then["passport"].get("fvd"), "the version's passport")
+    new = Passport.from_json(now["passport"]["fvd"])
+    # Other clips are the point; all else must be equal.
+    alike = replace(new, real=replace(new.real, data=old.real.data))
+    require_comparable(alike, old, names=("fresh clips", "the recorded score"))
+    if new.real.data == old.real.data:
+        raise DataError("these clips are those it was registered with", expected="fresh ones", found=week)
+    ours, theirs = now["recovered"], then["metrics"]["recovered"]
+    low, high = _bounds(theirs)
+    rules = load_params(folder / "params.yaml").promote
+    return Rescore(
+        model=str(version.name),
+        version=str(version.version),
+        week=week,
+        fvd_real=ours[MEASURE],
+        low=_bounds(ours)[0],
+        high=_bounds(ours)[1],
+        recorded=theirs[MEASURE],
+        recorded_low=low,
+        recorded_high=high,
+        teacher=now["teacher"].get(MEASURE),
+        clips=now["clips"],
+        verdict=judge(ours[MEASURE], theirs[MEASURE], low, high, rules.max_fvd_regression),
+    )
+
+
+def _bounds(row: dict[str, Any]) -> tuple[float | None, float | None]:
+    low, high = row.get(f"{MEASURE}_low"), row.get(f"{MEASURE}_high")
+    return (low, high) if is_number(low) and is_number(high) else (None, None)
+
+
+def _keep(root: Path, folder: Path, version: ModelVersion, result: Rescore) -> Rescore:
+    """Put the figures on a run of their own, on the version's logged model, and in a tag of the version."""
+    tracker, out = MLflowTracker(root, RUN_NAME), folder / "artifacts" / "evaluate"
+    client, name, number = tracker.client, str(version.name), str(version.version)
+    told = {"vdmini.model": name, "vdmini.model_version": number, "vdmini.week": result.week}
+    run_id = tracker.open_parent(RUN_NAME, told | {"vdmini.verdict": result.verdict})
+    ok = False
+    try:
+        digest = sha256_file(folder / "artifacts" / "prepare" / "clips-test.safetensors")
+        client.log_batch(run_id, params=[Param("week", result.week), Param("clips_sha256", digest)])
+        metrics = finished(folder, "evaluate")["metrics"]
+        numbers = {key: float(value) for key, value in metrics.items() if is_number(value)}
+        client.log_batch(run_id, metrics=[Metric(key, value, _now(), 0) for key, value in numbers.items()])
+        if version.model_id:
+            client.log_metric(run_id, f"fresh_{MEASURE}", result.fvd_real, model_id=version.model_id)
+        client.log_artifact(run_id, str(out / "metrics.json"))
+        if (out / "videos").is_dir():
+            client.log_artifacts(run_id, str(out / "videos"), "videos")
+        result = replace(result, run_id=run_id)
+        # Last: whoever sees it finds everything else in place.
+        client.set_model_version_tag(name, number, TAG + result.week, json.dumps(asdict(result)))
+        ok = True
+    finally:
+        tracker.close(run_id, ok)
+    return result
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
