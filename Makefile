@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # DVC stages call `vdmini`: the environment's own must be found first.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup style check test test-long faults demo services services-stop bench clean
+.PHONY: help setup style check test test-long faults demo services services-stop bench audit sbom clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
 
@@ -58,6 +58,18 @@ services-stop: setup  ## stop them; data and passwords stay in .vdmini/services
 bench: setup  ## measure the metrics on this machine; the other benchmarks: benchmarks/README.md
 	$(BIN)/python benchmarks/metric_sanity.py
 	$(BIN)/python benchmarks/fvd_against_cdfvd.py
+
+AUDIT = .vdmini/audit
+$(AUDIT)/.ready:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install --quiet "pip-audit==2.10.1" "cyclonedx-bom==7.5.0"
+	touch $@
+
+audit: $(AUDIT)/.ready  ## known vulnerabilities of the locked packages, where a database can be asked
+	$(PYTHON) tests/audit.py $(AUDIT)/bin/pip-audit
+
+sbom: $(AUDIT)/.ready  ## the locked packages as CycloneDX: sbom.json
+	$(AUDIT)/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --of JSON -o sbom.json
 
 clean:  ## remove outputs and scratch here (workspaces, caches of DVC and MLflow, services and their data stay)
 	rm -rf artifacts
