@@ -163,3 +163,11 @@ def test_conditions_of_other_families_are_left_alone() -> None:
     given = Conditions({"image_embeds": torch.ones(2, 1, 3), "added_time_ids": torch.ones(2, 3)})
     found = _blank(given, torch.tensor([True, False])).tensors
     assert found["image_embeds"].sum() == 3 and found["added_time_ids"].sum() == 6
+
+
+def test_numbers_that_a_model_is_told_are_not_dropped() -> None:
+    from vdmini_core.distillation.data import _blank
+
+    told = {"guidance": torch.full((2,), 6.0), "snr_shift": torch.ones(2)}
+    found = _blank(Conditions({"text": torch.ones(2, 5, 3), **told}), torch.tensor([True, False])).tensors
+    assert found["text"].sum() == 15 and all(torch.equal(found[name], value) for name, value in told.items())

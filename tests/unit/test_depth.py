@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tasks.distill import run
 from tasks.stage import QuietMonitor, StageJob
+from tests.unit.dit_toys import CONFIGS, tiny_dit
 from vdmini_core.artifacts import tree_digests
 from vdmini_core.distillation.depth import adapted_layers, depth_for, load_recovered, open_student
 from vdmini_core.errors import TrainingError
@@ -111,3 +112,10 @@ def test_none_passes_on_the_very_bytes_of_the_pruned_student(tmp_path: Path) -> 
     outcome = run(StageJob(tmp_path, params, out, work, monitor))
     assert tree_digests(out / "student") == tree_digests(student)
     assert outcome.metrics == {"depth": "none", "steps": 0} and "learned nothing" in monitor.notes[0]
+
+
+def test_the_layers_of_a_transformer_get_adapters_and_nothing_around_them() -> None:
+    config = CONFIGS["WanTransformer3DModel"][0]
+    layers = adapted_layers(tiny_dit("WanTransformer3DModel", config), 1)
+    assert layers and all(path.startswith("blocks.") for path in layers)
+    assert {path.split(".")[1] for path in layers} == {str(i) for i in range(config["num_layers"])}

@@ -186,12 +186,11 @@ def _blank(conditions: Conditions, dropped_B: Tensor) -> Conditions:
     if empty:  # a text is blank where it is the empty text's; all else stays
         rows = {name: dropped_B.view(-1, *[1] * (t.ndim - 1)) for name, t in empty.items()}
         return Conditions(tensors | {n: torch.where(rows[n], t, tensors[n]) for n, t in empty.items()})
-    blanked = {
-        # ids (frame rate and the like) stay: base models drop what is seen, not how it is played
-        name: tensor if name.endswith("_ids") else tensor * (~dropped_B).view(-1, *[1] * (tensor.ndim - 1))
-        for name, tensor in tensors.items()
-    }
-    return Conditions(blanked)
+    # Ids (frame rate and the like) and numbers (guidance that the model is told, its shift of noise levels)
+    # stay: base models drop what is seen, not how it is played.
+    seen = {name: t for name, t in tensors.items() if t.ndim > 1 and not name.endswith("_ids")}
+    blanked = {name: t * (~dropped_B).view(-1, *[1] * (t.ndim - 1)) for name, t in seen.items()}
+    return Conditions(tensors | blanked)
 
 
 def _told(conditions: Conditions, guidance_B: Tensor | None) -> Conditions:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from vdmini_core.errors import TrainingError
+from vdmini_core.models.dit.table import ARCHITECTURES
 from vdmini_core.params import DistillParams
 from vdmini_core.pruning.plan import Plan
 
 Depth = Literal["none", "lora", "full"]
 LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)
-ADAPTED = ("down_blocks.", "mid_block.", "up_blocks.")  # the way in and out and the embeddings are small
+U_NET_BLOCKS = ("down_blocks", "mid_block", "up_blocks")
 PAYS = 0.5  # an adapter with more than this share of its layer's weights saves too little
 
 
@@ -91,11 +92,16 @@ def merged_weights(student: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
 
 
 def adapted_layers(student: nn.Module, rank: int) -> list[str]:
-    """Paths of the linear and convolution layers on which an adapter of this rank pays."""
+    """Paths of the linear and convolution layers on which an adapter of this rank pays.
+
+    Those of the blocks: the way in and out and the embeddings are small.
+    """
+    transformer = ARCHITECTURES.get(type(student).__name__)
+    blocks = tuple(stack.path for stack in transformer.stacks) if transformer else U_NET_BLOCKS
     return [
         path
         for path, layer in student.named_modules()
-        if path.startswith(ADAPTED)
+        if path.startswith(tuple(f"{block}." for block in blocks))
         and isinstance(layer, LAYERS)
         and rank * (layer.weight[0].numel() + layer.weight.shape[0]) <= PAYS * layer.weight.numel()
     ]

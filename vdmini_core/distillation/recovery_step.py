@@ -62,6 +62,7 @@ from vdmini_core.params import DistillParams
 
 TERMS = ("total", "task", "icd", "mca_generator", "mca_discriminator", "grad_norm")
 DIVERGED = 1000.0  # times the first task loss
+SMALL_LOSS = 0.01  # a cut that hardly hurts starts near nothing, from where the levels drawn alone are far
 
 
 class RecoveryStep:
@@ -287,7 +288,7 @@ class RecoveryStep:
             )
         if math.isnan(self.first_task):
             self.first_task = values["task"]
-        if values["task"] > DIVERGED * max(self.first_task, 1.0):
+        if values["task"] > DIVERGED * max(self.first_task, SMALL_LOSS):
             raise TrainingError(
                 f"the recovery diverged at step {self.step_count + 1}",
                 expected=f"a task loss near {self.first_task:.3g}",
