@@ -198,7 +198,7 @@ def test_on_fresh_clips_it_is_measured_once_a_week_and_the_result_stays_with_it(
     assert told["recorded"] == recorded["fvd_real"] != told["fvd_real"] and told["clips"] == 8
     run = client.get_run(told["run_id"])
     assert run.data.metrics["recovered.fvd_real"] == told["fvd_real"]
-    assert (run.data.tags["vdmini.model_version"], run.info.status) == (version.version, "FINISHED")
+    assert (run.data.tags["vdmini.model_version"], run.info.status) == (str(version.version), "FINISHED")
     clips = read_json(finished_project / "artifacts" / "evaluate" / "metrics.json")["passport"]["fvd"]
     assert run.data.params["clips_sha256"] != clips["real"]["data"]
     model = client.get_logged_model(version.model_id)
