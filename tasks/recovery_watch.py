@@ -184,8 +184,11 @@ class Watch:
     def _clip_flops(self) -> int:
         recovery = self.recovery
         models = (recovery.student, recovery.teacher)
-        taught = bool(recovery.points or recovery.pairs or recovery.task_weights["teacher"])
-        return step_flops(*models, tuple(recovery.points), self.settings, taught=taught)
+        weights = recovery.task_weights
+        taught = bool(recovery.points or recovery.pairs or weights["teacher"] or weights["consistency"])
+        consistent = bool(weights["consistency"] and recovery.params.lambda_task)
+        points = tuple(recovery.points)
+        return step_flops(*models, points, self.settings, taught=taught, consistent=consistent)
 
 
 def export_student(weights: dict[str, Tensor], source: Path, folder: Path) -> None:

@@ -306,5 +306,9 @@ def test_operations_of_a_step() -> None:
     assert step_flops(student, teacher, (), settings, taught=False) == 3 * counts[""]
     whole = step_flops(student, teacher, ("down_blocks.0",), settings)
     assert whole == 4 * counts[""] + 3 * counts["down_blocks.0"] and counts["down_blocks.0"] > 0
+    twice = step_flops(student, teacher, (), settings, taught=True, consistent=True)
+    assert (
+        twice == step_flops(student, teacher, (), settings, taught=False, consistent=True) == 5 * counts[""]
+    )
     assert peak_flops("NVIDIA A100-SXM4-80GB", "bf16") == 312e12
     assert peak_flops("NVIDIA H100 80GB HBM3", "fp32") == 67e12 and peak_flops("NVIDIA A2", "bf16") is None

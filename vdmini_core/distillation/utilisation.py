@@ -40,6 +40,7 @@ def step_flops(
     settings: SamplingSettings,
     *,
     taught: bool = True,
+    consistent: bool = False,
 ) -> int:
     """Operations one clip needs in one step, by the models: two per multiply-add, heads left out as small.
 
@@ -50,9 +51,12 @@ def step_flops(
     Args:
         points: of the encoder (`encoder_points`), empty without L_MCA.
         taught: some term reads the teacher's prediction.
+        consistent: the task is consistency: the teacher is asked a second time, for the target.
+
+    Raises:
+        ModelError: for a transformer whose attention cannot be counted.
     """
     whole: dict[str, Any] = denoiser_flops(teacher, settings)
     total = 3 * denoiser_flops(student, settings)[""]
-    if taught:
-        total += whole[""]
+    total += (int(taught or consistent) + int(consistent)) * whole[""]
     return int(total + 3 * sum(whole.get(path, 0) for path in points))
