@@ -63,7 +63,7 @@ def recovery_case(params: Params, known: Architecture, made: Plan | None = None)
     Args:
         params: whose.
         known: the teacher at the size of the clips.
-        made: the plan; None: by `params.plan`, where of a cut that only the profile knows the paper's stands in.
+        made: the plan; None: by `params.plan`; of a cut that only a profile knows the paper's stands in.
     """
     from vdmini_core.distillation.cost.estimate import Case
     from vdmini_core.distillation.cost.rehearsal import Choices

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import svd_toys
 
+from tasks.project import preview_params, template_folder
 from tasks.recovery_cost import check_memory, make_case
+from tasks.recovery_dry_run import Wanted, wanted_case
 from tasks.stage import QuietMonitor, StageJob
 from vdmini_core.params import Params
 
@@ -45,3 +47,32 @@ def test_what_learns_nothing_needs_nothing(root: Path) -> None:
     for distill in ({"depth": "none"}, {"depth": "auto", **unlearned}):
         [note] = judged(root, **distill)
         assert note.startswith(f"distill.depth {distill['depth']}: the denoiser learns nothing")
+
+
+def wanted(root: Path, profile: str | None, *assignments: str, **named: Any) -> Any:
+    """The case of a command in the template project."""
+    params = preview_params(template_folder(), profile=profile, assignments=assignments)
+    return wanted_case(root, params, Wanted(profile=profile, assignments=assignments, **named))[0]
+
+
+def test_a_profile_names_teacher_clips_and_cut(root: Path) -> None:
+    case = wanted(root, "t2v-turbo-v2", "plan.recipe=larger")  # not the teacher that lies in the project
+    assert (case.family.name, case.plan.recipe) == ("videocrafter", "larger")
+    assert (case.settings.frames, case.settings.height, case.settings.width) == (16, 320, 512)
+    plan = root / "artifacts/prune/student/plan.json"
+    teacher = str(root / "artifacts/teacher/pipeline")
+    fitted = wanted(root, "nano", teacher=teacher, plan=plan, frames=3, size=(32, 48))
+    assert fitted.plan.recipe == "paper"
+    assert (fitted.settings.frames, fitted.settings.height, fitted.settings.width) == (3, 32, 48)
+    nano = preview_params(template_folder(), profile="nano").prepare
+    assert wanted(root, "nano", teacher=teacher).settings.frames == nano.frames
+
+
+def test_a_project_s_own_models_go_before_what_its_parameters_name(root: Path) -> None:
+    teacher = root / "artifacts/teacher/pipeline"
+    case = wanted(root, None)
+    assert case.settings == make_case(Params(), str(teacher), None).settings
+    assert (
+        case.plan.recipe == "paper" and case.params.steps == preview_params(template_folder()).distill.steps
+    )
+    assert wanted(root, None, "plan.recipe=larger").plan.recipe == "larger"

@@ -154,6 +154,9 @@ def test_memory_there_minds_the_container(tmp_path: Path) -> None:
 
 def test_speed_is_known_given_or_measured(unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert known_device("H100", bf16=True, utilisation=0.5).flops_per_s == 494.5e12
+    card = known_device("rtx4090", bf16=True, utilisation=1.0)
+    assert card.flops_per_s == devices.peak_flops("NVIDIA GeForce RTX 4090", "bf16") == 165.2e12
+    assert card.memory == 23.5 * 2**30
     with pytest.raises(DataError, match="no known device"):
         known_device("tpu", bf16=True)
     speed = measure_speed(unet, SETTINGS, "cpu", repeats=1)
