@@ -67,7 +67,7 @@ def dry_run(
     from tasks.project import preview_params, template_folder
     from tasks.recovery_cost import NOTHING_LEARNS, workers_per_device
     from tasks.recovery_dry_run import Wanted, wanted_case
-    from vdmini_core.distillation.cost.estimate import estimate, refuse_unless_fits
+    from vdmini_core.distillation.cost.estimate import as_options, estimate, refuse_unless_fits
 
     # outside a project the defaults
     folder = root if (root / "params.yaml").is_file() else template_folder()
@@ -94,7 +94,7 @@ def dry_run(
         print_json(found.to_dict() | {"teacher": teacher, "plan": case.plan.recipe, "note": note})
     else:
         _show(found, case, steps, note)
-    refuse_unless_fits(case, found, share)
+    refuse_unless_fits(case, found, share, as_options)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
