@@ -17,7 +17,10 @@ DryRunOption = Annotated[
     typer.Option("--dry-run", help="print memory, time and cost; start nothing; exit 1 where it cannot fit"),
 ]
 TeacherOption = Annotated[
-    str | None, typer.Option(help="with --dry-run: pipeline directory or `stable-video-diffusion`")
+    str | None,
+    typer.Option(
+        help="with --dry-run: pipeline directory or built-in name; none: the profile's or project's"
+    ),
 ]
 PlanOption = Annotated[
     Path | None, typer.Option("--plan", help="with --dry-run: plan.json", exists=True, dir_okay=False)
@@ -25,7 +28,8 @@ PlanOption = Annotated[
 FramesOption = Annotated[int | None, typer.Option(min=1, help="with --dry-run: frames of a clip")]
 SizeOption = Annotated[str | None, typer.Option(metavar="HxW", help="with --dry-run: pixels of a clip")]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="with --dry-run: h100, h200, a100-80gb; none: this machine, measured")
+    str | None,
+    typer.Option(help="with --dry-run: h100, h200, a100-80gb, rtx4090 ...; none: this machine, measured"),
 ]
 TflopsOption = Annotated[
     float | None,
@@ -34,7 +38,7 @@ TflopsOption = Annotated[
 UtilisationOption = Annotated[
     float | None, typer.Option(help="with --dry-run and --device: share of its dense peak; default 0.2")
 ]
-MemoryOption = Annotated[float | None, typer.Option(min=0.01, help="with --dry-run: memory of a device")]
+MemoryOption = Annotated[float | None, typer.Option(min=0.01, help="with --dry-run: GiB of a device")]
 PriceOption = Annotated[float | None, typer.Option(min=0, help="with --dry-run: of one device")]
 
 
@@ -59,19 +63,29 @@ def dry_run(
     Raises:
         TrainingError: when a worker needs more memory than there is.
     """
+    from tasks.dry_run_step import count_of
     from tasks.project import preview_params, template_folder
-    from tasks.recovery_cost import make_case, workers_per_device
-    from tasks.recovery_dry_run import project_models
-    from vdmini_core.distillation.cost.estimate import estimate, refuse_unless_fits
+    from tasks.recovery_cost import NOTHING_LEARNS, workers_per_device
+    from tasks.recovery_dry_run import Wanted, wanted_case
+    from vdmini_core.distillation.cost.estimate import as_options, estimate, refuse_unless_fits
 
     # outside a project the defaults
     folder = root if (root / "params.yaml").is_file() else template_folder()
-    params, note = preview_params(folder, profile=profile, assignments=tuple(assignments or ())), ""
-    if teacher is None:
-        teacher, own_plan, note = project_models(root, params)
-        plan = plan or own_plan
-        note = "" if plan else note
-    case = make_case(params, teacher, plan, frames, _size(size))
+    given = tuple(assignments or ())
+    params = preview_params(folder, profile=profile, assignments=given)
+    wanted = Wanted(teacher, plan, frames, _size(size), profile, given)
+    case, teacher, note = wanted_case(root, params, wanted)
+    if case.params.depth == "none":
+        told = f"distill.depth {params.distill.depth}: {NOTHING_LEARNS}"
+        print_json({"teacher": teacher, "plan": case.plan.recipe, "note": told}) if as_json else typer.echo(
+            told
+        )
+        return
+    steps = (
+        f"{count_of(case.params.steps, 'step')}, from {f'profile {profile}' if profile else 'params.yaml'}"
+    )
+    if any(text.startswith("distill.steps=") for text in given):
+        steps = f"{count_of(case.params.steps, 'step')}, as set"
     where = _device(case, params, device, device_tflops, utilisation, memory_gib)
     devices = case.choices.workers if device or where.name == "given" else None  # named: a GPU for each
     share = workers_per_device(where.kind, case.choices.workers, devices)
@@ -79,8 +93,8 @@ def dry_run(
     if as_json:
         print_json(found.to_dict() | {"teacher": teacher, "plan": case.plan.recipe, "note": note})
     else:
-        _show(found, case, note)
-    refuse_unless_fits(case, found, share)
+        _show(found, case, steps, note)
+    refuse_unless_fits(case, found, share, as_options)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -138,21 +152,20 @@ def _device(
     return with_memory(device_here(kind, speed, source), memory_gib)
 
 
-def _show(found: Any, case: Any, note: str) -> None:
-    from tasks.recovery_dry_run import rows_of, settings_text
+def _show(found: Any, case: Any, *notes: str) -> None:
+    from tasks.dry_run_step import count_of
+    from tasks.recovery_dry_run import bill, rows_of, settings_text, work_rows
 
-    console, data = Console(highlight=False), found.to_dict()
+    console, choices = Console(highlight=False), found.choices
     print_rows(rows_of(found), "Recovery: an estimate", console)
-    flops = [{"a worker's step": k, "TFLOP": v / 1e12} for k, v in data["flops"].items()]
-    print_rows(flops, console=console)
-    time = {name: value for name, value in data["time"].items() if value is not None}
-    print_rows([time], f"{found.device.name}: {found.device.source}", console)
+    print_rows(work_rows(found), console=console)
+    print_rows([bill(found)], f"{found.device.name}: {found.device.source}", console)
     lines = [
         settings_text(case.settings, case.plan),
-        f"{found.choices.batch} clips a step, {found.choices.workers} workers, "
-        f"{found.choices.clips} at a time each",
+        f"{count_of(choices.batch, 'clip')} a step, {count_of(choices.workers, 'worker')}, "
+        f"{choices.clips} at a time each",
         f"the peak falls into: {found.footprint.phase}",
-        note,
+        *notes,
     ]
     for line in filter(None, lines):
         console.print(Text(line))

@@ -11,6 +11,7 @@ from vdmini_core.params import FIXED_RECIPES, Params
 if TYPE_CHECKING:
     from tasks.dry_run_teacher import Architecture
     from vdmini_core.distillation.cost.estimate import Case, Estimate
+    from vdmini_core.pruning.plan import Plan
 
 
 def examine_recovery(params: Params, known: Architecture) -> Step:
@@ -18,10 +19,13 @@ def examine_recovery(params: Params, known: Architecture) -> Step:
     from vdmini_core.distillation.cost.devices import GIB, known_device
     from vdmini_core.distillation.cost.estimate import estimate
 
-    does, hardware = _steps(params), params.base.hardware
-    if hardware is None or params.distill.depth == "none":
-        return Step("distill", does)
+    hardware, depth = params.base.hardware, params.distill.depth
+    if depth == "none" or (hardware is None and depth != "auto"):
+        return Step("distill", _steps(params, depth))
     case = recovery_case(params, known)
+    does = _steps(params, case.params.depth)
+    if hardware is None or case.params.depth == "none":
+        return Step("distill", does)
     try:
         found = estimate(case, known_device(hardware, case.choices.bf16), per_device=1)
     except (ModelError, RuntimeError):  # a step that cannot be rehearsed on the meta device
@@ -35,7 +39,7 @@ def examine_recovery(params: Params, known: Architecture) -> Step:
     return step("distill", does, "" if found.fits else _way_out(case, found))
 
 
-def _steps(params: Params) -> str:
+def _steps(params: Params, depth: str) -> str:
     distill, parts = params.distill, []
     if params.plan.vae_decoder != "none":
         decoder = distill.decoder
@@ -43,7 +47,7 @@ def _steps(params: Params) -> str:
             f"the cut VAE decoder, alone: {count_of(decoder.steps, 'step')} of "
             f"{count_of(decoder.batch_size, 'crop')}"
         )
-    if distill.depth == "none":
+    if depth == "none":
         return "; ".join([*parts, "the denoiser stays as pruned"])
     seen = distill.steps * distill.batch_size / params.prepare.clips.train
     parts.append(
@@ -53,18 +57,28 @@ def _steps(params: Params) -> str:
     return "; ".join(parts)
 
 
-def recovery_case(params: Params, known: Architecture) -> Case:
-    """The recovery to be judged; of a cut that only the profile knows, the paper's stands in."""
+def recovery_case(params: Params, known: Architecture, made: Plan | None = None) -> Case:
+    """The recovery to be judged, at the depth that `distill.depth` means for its cut.
+
+    Args:
+        params: whose.
+        known: the teacher at the size of the clips.
+        made: the plan; None: by `params.plan`; of a cut that only a profile knows the paper's stands in.
+    """
     from vdmini_core.distillation.cost.estimate import Case
     from vdmini_core.distillation.cost.rehearsal import Choices
+    from vdmini_core.distillation.depth import depth_for
     from vdmini_core.params import PlanParams
     from vdmini_core.pruning.recipes import make_plan
 
-    plan = params.plan if params.plan.recipe in FIXED_RECIPES else PlanParams(recipe="paper")
-    units = known.family.units(known.denoiser, known.settings)
-    made = make_plan(plan, known.family, known.denoiser, units, None, known.settings, params.base.seed)
-    choices = Choices.from_params(params.distill)
-    return Case(known.family, known.denoiser, made, params.distill, known.settings, choices)
+    if made is None:
+        plan = params.plan if params.plan.recipe in FIXED_RECIPES else PlanParams(recipe="paper")
+        units = known.family.units(known.denoiser, known.settings)
+        seed = params.base.seed
+        made = make_plan(plan, known.family, known.denoiser, units, None, known.settings, seed)
+    distill = params.distill.model_copy(update={"depth": depth_for(params.distill, made)})
+    choices = Choices.from_params(distill)
+    return Case(known.family, known.denoiser, made, distill, known.settings, choices)
 
 
 def _way_out(case: Case, found: Estimate) -> str:

@@ -11,9 +11,11 @@ from vdmini_core.errors import ModelError
 from vdmini_core.params import Params
 
 if TYPE_CHECKING:
+    from tasks.dry_run_teacher import Architecture
     from tasks.stage import StageJob
     from vdmini_core.distillation.cost.estimate import Case
 
+NOTHING_LEARNS = "the denoiser learns nothing, so there is nothing to count"
 TIGHT = 0.85  # of the memory there: worth a word, as the estimate may be off by as much
 
 
@@ -33,6 +35,9 @@ def check_memory(job: StageJob) -> None:
     plan = job.artifact("prune") / "student" / "plan.json"
     try:
         case = make_case(job.params, str(job.artifact("teacher") / "pipeline"), plan)
+        if case.params.depth == "none":
+            job.monitor.note(f"distill.depth {params.depth}: {NOTHING_LEARNS}")
+            return
         found = estimate(case, device, per_device=share)
     except (ModelError, RuntimeError) as error:  # a model that cannot be rehearsed may still be trained
         reason = str(error).strip().split("\n")[0]
@@ -66,38 +71,55 @@ def make_case(
     plan: Path | None,
     frames: int | None = None,
     size: tuple[int, int] | None = None,
+    *,
+    fitted: bool = False,
 ) -> Case:
-    """A teacher's directory or built-in name, and a plan (None: the paper's), as a case; no weights are read.
+    """A teacher's directory or built-in name, and a plan, as a case; no weights are read.
+
+    Args:
+        params: what is to be recovered, and by which recipe where there is no plan.
+        teacher: directory or built-in name.
+        plan: plan.json; None: by `params.plan`, or the paper's where only a profile would decide.
+        frames: of a clip; before all else.
+        size: (height, width) of a clip; before all else.
+        fitted: clips as `params.prepare` says, not as the model's own settings say.
 
     Raises:
         ModelError: for no such teacher, a size that it cannot take, or a plan for another one.
     """
-    from tasks.clip_size import check_fit
-    from vdmini_core.distillation.cost.estimate import Case
-    from vdmini_core.distillation.cost.rehearsal import Choices, smaller
+    from tasks.dry_run_teacher import Architecture
+    from tasks.teacher import fitted_settings
     from vdmini_core.models.inspect import load_architecture
-    from vdmini_core.models.registry import fingerprint
-    from vdmini_core.params import PlanParams
-    from vdmini_core.pruning.plan import Plan
-    from vdmini_core.pruning.recipes import make_plan
 
-    family, denoiser, _, settings = load_architecture(teacher)
-    settings = smaller(settings, frames, size)
-    if frames or size:
-        check_fit(SimpleNamespace(**{family.denoiser_name: denoiser}), settings)
-    if plan is not None:
-        made = Plan.load(plan)
-        count = sum(parameter.numel() for parameter in denoiser.parameters())
-        if made.family != family.name or made.teacher_params != count:
-            raise ModelError(
-                f"{plan} is a plan for another teacher",
-                expected=f"{family.name}, {count:,} parameters",
-                found=f"{made.family}, {made.teacher_params:,}; {fingerprint(denoiser)[:24]}",
-            )
-    else:
-        units = family.units(denoiser, settings)
-        made = make_plan(
-            PlanParams(recipe="paper"), family, denoiser, units, None, settings, params.base.seed
+    family, denoiser, vae, own = load_architecture(teacher)
+    settings = fitted_settings(params, own) if fitted else own
+    return case_of(params, Architecture(family, denoiser, vae, settings), plan, frames, size)
+
+
+def case_of(
+    params: Params,
+    known: Architecture,
+    plan: Path | None,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+) -> Case:
+    """As `make_case`, for an architecture that is known already."""
+    from tasks.clip_size import check_fit
+    from tasks.dry_run_recovery import recovery_case
+    from vdmini_core.distillation.cost.rehearsal import smaller
+    from vdmini_core.models.registry import fingerprint
+    from vdmini_core.pruning.plan import Plan
+
+    settings = smaller(known.settings, frames, size)
+    check_fit(SimpleNamespace(**{known.family.denoiser_name: known.denoiser}), settings)
+    if plan is None:
+        return recovery_case(params, replace(known, settings=settings))
+    made, family = Plan.load(plan), known.family
+    count = sum(parameter.numel() for parameter in known.denoiser.parameters())
+    if made.family != family.name or made.teacher_params != count:
+        raise ModelError(
+            f"{plan} is a plan for another teacher",
+            expected=f"{family.name}, {count:,} parameters",
+            found=f"{made.family}, {made.teacher_params:,}; {fingerprint(known.denoiser)[:24]}",
         )
-    choices = Choices.from_params(params.distill)
-    return Case(family, denoiser, made, params.distill, settings, choices)
+    return recovery_case(params, replace(known, settings=settings), made)

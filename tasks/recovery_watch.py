@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vdmini_core.artifacts import read_json, write_json
+from vdmini_core.distillation.cost.devices import peak_flops
 from vdmini_core.distillation.depth import merged_weights
 from vdmini_core.distillation.guards import History
 from vdmini_core.distillation.recovery_step import RecoveryStep
-from vdmini_core.distillation.utilisation import peak_flops, step_flops
+from vdmini_core.distillation.utilisation import step_flops
 from vdmini_core.errors import VDMiniError
 from vdmini_core.models.base import SamplingSettings
 from vdmini_core.models.denoiser import WEIGHTS, load_denoiser
@@ -184,8 +185,11 @@ class Watch:
     def _clip_flops(self) -> int:
         recovery = self.recovery
         models = (recovery.student, recovery.teacher)
-        taught = bool(recovery.points or recovery.pairs or recovery.task_weights["teacher"])
-        return step_flops(*models, tuple(recovery.points), self.settings, taught=taught)
+        weights = recovery.task_weights
+        taught = bool(recovery.points or recovery.pairs or weights["teacher"] or weights["consistency"])
+        consistent = bool(weights["consistency"] and recovery.params.lambda_task)
+        points = tuple(recovery.points)
+        return step_flops(*models, points, self.settings, taught=taught, consistent=consistent)
 
 
 def export_student(weights: dict[str, Tensor], source: Path, folder: Path) -> None:

@@ -109,10 +109,11 @@ def test_what_would_make_a_recovery_fit_is_what_to_add_to_the_command(
     _, known = examine_teacher(project, params)
     assert known is not None
     need = estimate(recovery_case(params, known), devices.known_device("h100", False)).need
-    monkeypatch.setitem(devices.KNOWN, "h100", (989e12, 67e12, need - 1, 3e12))
+    sheet = devices.KNOWN["h100"]
+    monkeypatch.setitem(devices.KNOWN, "h100", sheet._replace(memory=need - 1))
     step = by_stage(examine_run(project, params))["distill"]
     assert step.state == MISSING and "add to the command --set distill." in step.todo
-    monkeypatch.setitem(devices.KNOWN, "h100", (989e12, 67e12, 1, 3e12))
+    monkeypatch.setitem(devices.KNOWN, "h100", sheet._replace(memory=1))
     assert "larger GPU" in by_stage(examine_run(project, params))["distill"].todo
 
 

@@ -140,6 +140,34 @@ def test_refusal_names_a_way_that_fits(unet: Any) -> None:
         estimate.refuse_unless_fits(case, nowhere)
 
 
+def test_advice_names_every_option_that_it_was_counted_with(unet: Any) -> None:
+    params, family = toy_params(batch_size=2, workers=1, **STUDENT_ALONE), OutlinedToys()
+    plan = Plan("paper", (), "x", "toy", 1, 1, 1, 1, {}, PAIRS)
+    settings = replace(SETTINGS, height=128, width=128)
+    case = estimate.Case(family, unet, plan, params, settings, Choices(batch=2))  # type: ignore[arg-type]
+    roomy = Device("roomy", "cuda", 1e12, 2**40, 0.0, "given")
+    for text, changed, _ in estimate._changes(case, roomy, 1):
+        choices, clip = changed.choices, changed.settings
+        for said, meant in (
+            ("distill.precision=bf16", choices.bf16),
+            ("distill.activation_checkpointing=true", choices.checkpointing),
+            ("distill.accumulation=2", choices.accumulation == 2),
+            (f"distill.workers={choices.workers}", choices.workers != 1),
+            (f"distill.batch_size={choices.batch}", choices.batch != 2),
+            ("distill.parallel=fsdp2", choices.sharded),
+            (f"prepare.frames={clip.frames}", clip.frames != settings.frames),
+            (f"prepare.height={clip.height} prepare.width={clip.width}", clip.height != settings.height),
+        ):
+            assert (said in text) == meant, (said, text)
+    texts = [text for text, *_ in estimate._changes(case, roomy, 1)]
+    assert any(text.startswith("prepare.frames=2 ") for text in texts)
+    small = estimate.as_options(
+        "prepare.height=64 prepare.width=128 distill.parallel=fsdp2 distill.workers=2, one"
+    )
+    assert small == "--size 64x128 --set distill.parallel=fsdp2 --set distill.workers=2"
+    assert estimate.as_options("prepare.frames=2") == "--frames 2"
+
+
 def test_memory_there_minds_the_container(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 2000 kB\nMemAvailable: 1000 kB\n")
@@ -154,6 +182,9 @@ def test_memory_there_minds_the_container(tmp_path: Path) -> None:
 
 def test_speed_is_known_given_or_measured(unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert known_device("H100", bf16=True, utilisation=0.5).flops_per_s == 494.5e12
+    card = known_device("rtx4090", bf16=True, utilisation=1.0)
+    assert card.flops_per_s == devices.peak_flops("NVIDIA GeForce RTX 4090", "bf16") == 165.2e12
+    assert card.memory == 23.5 * 2**30
     with pytest.raises(DataError, match="no known device"):
         known_device("tpu", bf16=True)
     speed = measure_speed(unet, SETTINGS, "cpu", repeats=1)

@@ -23,13 +23,14 @@ from tasks.recovery_stop import STOP, STOPPED, raise_if_stopped
 from tasks.recovery_watch import STORAGE, STUDENTS, checkpoint_name, student_folder
 from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.data.clip_source import as_source
+from vdmini_core.distillation.cost.devices import peak_flops
 from vdmini_core.distillation.data import RecoveryBatches
 from vdmini_core.distillation.encoding import ClipEncoder
 from vdmini_core.distillation.guards import History
 from vdmini_core.distillation.latents import precompute
 from vdmini_core.distillation.optim import rate_at
 from vdmini_core.distillation.recovery_step import RecoveryStep
-from vdmini_core.distillation.utilisation import peak_flops, step_flops
+from vdmini_core.distillation.utilisation import step_flops
 from vdmini_core.errors import ParamsError, TrainingError
 from vdmini_core.models.denoiser import load_denoiser
 from vdmini_core.models.flops import denoiser_flops
@@ -306,5 +307,9 @@ def test_operations_of_a_step() -> None:
     assert step_flops(student, teacher, (), settings, taught=False) == 3 * counts[""]
     whole = step_flops(student, teacher, ("down_blocks.0",), settings)
     assert whole == 4 * counts[""] + 3 * counts["down_blocks.0"] and counts["down_blocks.0"] > 0
+    twice = step_flops(student, teacher, (), settings, taught=True, consistent=True)
+    assert (
+        twice == step_flops(student, teacher, (), settings, taught=False, consistent=True) == 5 * counts[""]
+    )
     assert peak_flops("NVIDIA A100-SXM4-80GB", "bf16") == 312e12
     assert peak_flops("NVIDIA H100 80GB HBM3", "fp32") == 67e12 and peak_flops("NVIDIA A2", "bf16") is None

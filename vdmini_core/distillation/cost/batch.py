@@ -23,12 +23,14 @@ def meta_batch(family: Family, denoiser: Any, settings: SamplingSettings, clips:
     height, width = settings.latent_size
     config: Any = getattr(denoiser, "config", {})
     if type(denoiser).__name__ in ARCHITECTURES:
-        given = _of_transformer(denoiser, clips)
+        given = _of_transformer(denoiser, settings, clips)
     elif "cross_attention_dim" in config:
         given = _of_unet(denoiser, settings, clips)
     else:
         raise ModelError(f"the cost of recovering a {type(denoiser).__name__} is not known yet")
-    shape = (clips, settings.latent_frames, config.out_channels, height, width)
+    frames = settings.latent_frames
+    frames += -frames % (config.get("patch_size_t") or 1)  # CogVideoX 1.5 fills its tokens' frames
+    shape = (clips, frames, config.out_channels, height, width)
     clean, noisy, renoise = (torch.zeros(shape, device="meta") for _ in range(3))
     level, renoise_level = (torch.zeros(clips, device="meta") for _ in range(2))
     return RecoveryBatch(clean, noisy, level, renoise, renoise_level, Conditions(given))
@@ -53,8 +55,25 @@ def _of_unet(denoiser: Any, settings: SamplingSettings, clips: int) -> dict[str,
     }
 
 
-def _of_transformer(denoiser: Any, clips: int) -> dict[str, Tensor]:
-    config, tokens = denoiser.config, ARCHITECTURES[type(denoiser).__name__].text_tokens
+def _of_transformer(denoiser: Any, settings: SamplingSettings, clips: int) -> dict[str, Tensor]:
+    """Conditions by name; those that a family looks at have values."""
+    name, config = type(denoiser).__name__, denoiser.config
+    tokens = ARCHITECTURES[name].text_tokens
+    if name == "CogVideoXTransformer3DModel":
+        tokens = min(tokens, config.max_text_seq_length)
+        text = torch.zeros(clips, tokens, config.text_embed_dim, device="meta")
+        shift = torch.full((clips,), settings.flow_shift)
+        seeds = torch.zeros(clips, dtype=torch.long, device="meta")
+        return {"text": text, "negative_text": torch.zeros_like(text), "snr_shift": shift, "seed": seeds}
+    if name == "LTXVideoTransformer3DModel":
+        text = torch.zeros(clips, tokens, config.caption_channels, device="meta")
+        mask = torch.ones(clips, tokens, dtype=torch.long)
+        return {
+            **{"text": text, "text_mask": mask},
+            **{"negative_text": torch.zeros_like(text), "negative_text_mask": mask.clone()},
+            "frame_rate": torch.full((clips,), settings.fps),
+            "cell": torch.tensor([settings.frame_scale, settings.latent_scale]).repeat(clips, 1),
+        }
     if "pooled_projection_dim" in config and "text_embed_dim" in config:  # HunyuanVideo
         return {
             "text": torch.zeros(clips, tokens, config.text_embed_dim, device="meta"),

@@ -7,7 +7,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -44,12 +44,47 @@ class Device:
     source: str
 
 
-# Dense peaks without sparsity, bf16 and fp32 (no TF32); memory as drivers report it; bandwidth. Data sheets.
-KNOWN: dict[str, tuple[float, float, float, float]] = {
-    "h100": (989e12, 67e12, 79 * GIB, 3.35e12),
-    "h200": (989e12, 67e12, 139 * GIB, 4.8e12),
-    "a100-80gb": (312e12, 19.5e12, 79 * GIB, 2.04e12),
+class Sheet(NamedTuple):
+    """A GPU's data sheet: dense operations a second without sparsity, bytes, bytes a second.
+
+    Attributes:
+        bf16: with sums in fp32.
+        fp32: without TF32.
+        memory: as drivers report it, a little below the name's.
+        bandwidth: of the memory.
+        words: of the name that drivers give the device.
+    """
+
+    bf16: float
+    fp32: float
+    memory: float
+    bandwidth: float
+    words: str
+
+
+# The first whose words are all in a device's name is it.
+KNOWN: dict[str, Sheet] = {
+    "b200": Sheet(2250e12, 75e12, 178 * GIB, 8.0e12, "B200"),
+    "h200": Sheet(989e12, 67e12, 139 * GIB, 4.8e12, "H200"),
+    "h100-pcie": Sheet(756e12, 51e12, 79 * GIB, 2.0e12, "H100 PCIe"),
+    "h100": Sheet(989e12, 67e12, 79 * GIB, 3.35e12, "H100"),
+    "a100-40gb": Sheet(312e12, 19.5e12, 39 * GIB, 1.555e12, "A100 40GB"),
+    "a100-80gb": Sheet(312e12, 19.5e12, 79 * GIB, 2.04e12, "A100"),
+    "l40s": Sheet(362e12, 91.6e12, 44 * GIB, 0.864e12, "L40S"),
+    "l4": Sheet(121e12, 30.3e12, 22 * GIB, 0.3e12, "L4"),
+    "a10": Sheet(125e12, 31.2e12, 22 * GIB, 0.6e12, "A10"),
+    "rtx4090": Sheet(165.2e12, 82.6e12, 23.5 * GIB, 1.008e12, "RTX 4090"),
+    "rtx3090": Sheet(71e12, 35.6e12, 23.5 * GIB, 0.936e12, "RTX 3090"),
 }
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Operations a second of a GPU by the name its driver gives; None for one that is not in the table."""
+    words = device_name.replace("-", " ").split()
+    for sheet in KNOWN.values():
+        if all(word in words for word in sheet.words.split()):
+            return sheet.bf16 if precision == "bf16" else sheet.fp32
+    return None
 
 
 def known_device(name: str, bf16: bool, utilisation: float = UTILISATION) -> Device:
@@ -66,10 +101,10 @@ def known_device(name: str, bf16: bool, utilisation: float = UTILISATION) -> Dev
         )
     if not 0 < utilisation <= 1:
         raise DataError("a utilisation is a share", expected="above 0, at most 1", found=str(utilisation))
-    half, single, memory, bandwidth = KNOWN[name.lower()]
-    peak = half if bf16 else single
+    sheet = KNOWN[name.lower()]
+    peak = sheet.bf16 if bf16 else sheet.fp32
     source = f"{utilisation:.0%} of the dense {'bf16' if bf16 else 'fp32'} peak, {peak / 1e12:g} TFLOP/s"
-    return Device(name.lower(), "cuda", peak * utilisation, int(memory), bandwidth, source)
+    return Device(name.lower(), "cuda", peak * utilisation, int(sheet.memory), sheet.bandwidth, source)
 
 
 def device_here(kind: str, speed: float | None, source: str) -> Device:

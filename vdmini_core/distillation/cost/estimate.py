@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -173,44 +173,87 @@ def _changes(case: Case, device: Device, per_device: int) -> Sequence[tuple[str,
     had, known = case.choices, type(case.params).model_fields
     found: list[tuple[str, Case, int]] = []
 
-    def add(text: str, choices: Choices, settings: SamplingSettings | None = None, share: int = 0) -> None:
+    def add(
+        choices: Choices, settings: SamplingSettings | None = None, clip: str = "", share: int = 0
+    ) -> None:
         changed = replace(case, choices=choices, settings=settings or case.settings)
-        found.append((text, changed, share or per_device))
+        found.append((" ".join(filter(None, [clip, _said(had, choices)])), changed, share or per_device))
 
-    parts = had.batch // had.workers
-    gradual: list[tuple[str, Choices]] = []
+    gradual: list[Choices] = []
     if not had.bf16:
-        gradual.append(("distill.precision=bf16", replace(had, bf16=True)))
+        gradual.append(replace(had, bf16=True))
     if had.clips > 1 and "accumulation" in known:
-        gradual.append((f"distill.accumulation={parts}", replace(had, accumulation=parts)))
+        gradual.append(replace(had, accumulation=had.batch // had.workers))
     elif had.clips > 1:
-        gradual.append((f"distill.batch_size={had.workers}", replace(had, batch=had.workers)))
+        gradual.append(replace(had, batch=had.workers))
     if not had.checkpointing and "activation_checkpointing" in known:
-        gradual.append(("distill.activation_checkpointing=true", replace(had, checkpointing=True)))
-    for text, choices in gradual:
-        add(text, choices)
+        gradual.append(replace(had, checkpointing=True))
     joined = had
-    for _, choices in gradual:
+    for choices in gradual:
+        add(choices)
         joined = replace(joined, **{k: v for k, v in asdict(choices).items() if v != getattr(had, k)})
     if len(gradual) > 1:
-        add(" ".join(text for text, _ in gradual), joined)
+        add(joined)
     if device.kind == "cpu" and had.workers > 1:
-        add("distill.workers=1 distill.batch_size=1", replace(joined, workers=1, batch=1), share=1)
+        add(replace(joined, workers=1, batch=1, accumulation=1), share=1)
     if device.kind == "cuda" and "parallel" in known:
         for workers in (2, 4, 8, 16):
             if workers > had.workers or not had.sharded:
-                sharded = replace(joined, workers=workers, batch=max(had.batch, workers), sharded=True)
-                text = f"distill.parallel=fsdp2 distill.workers={workers}, one to a GPU"
-                add(" ".join([text, *(t for t, _ in gradual)]), sharded, share=1)
-    for part in (2, 4):
-        size = [max(64, side // part // 64 * 64) for side in (case.settings.height, case.settings.width)]
-        small = replace(case.settings, height=size[0], width=size[1])
-        add(f"smaller clips: prepare.height={size[0]} prepare.width={size[1]}", joined, small)
+                batch = -(-had.batch // workers) * workers  # a worker has whole clips, one at a time
+                spread = replace(joined, workers=workers, batch=batch, accumulation=batch // workers)
+                add(replace(spread, sharded=True), share=1)
+    for settings, text in _smaller_clips(case.settings):
+        add(joined, settings, text)
     return found
 
 
-def refuse_unless_fits(case: Case, found: Estimate, per_device: int = 1) -> None:
+def _said(had: Choices, now: Choices) -> str:
+    """All that has to be set to come from one to the other; what is not said is not counted."""
+    words = {
+        "sharded": "distill.parallel=fsdp2",
+        "workers": f"distill.workers={now.workers}",
+        "batch": f"distill.batch_size={now.batch}",
+        "bf16": "distill.precision=bf16",
+        "accumulation": f"distill.accumulation={now.accumulation}",
+        "checkpointing": "distill.activation_checkpointing=true",
+    }
+    return " ".join(word for name, word in words.items() if getattr(now, name) != getattr(had, name))
+
+
+def _smaller_clips(settings: SamplingSettings) -> Sequence[tuple[SamplingSettings, str]]:
+    """Half and a quarter of the frames, which stay what the model can make, then of the size."""
+    found: list[tuple[SamplingSettings, str]] = []
+    for part in (2, 4):
+        frames = (settings.frames // part - 1) // settings.frame_scale * settings.frame_scale + 1
+        if 1 < frames < settings.frames:
+            found.append((replace(settings, frames=frames), f"prepare.frames={frames}"))
+    for part in (2, 4):
+        height, width = (max(64, side // part // 64 * 64) for side in (settings.height, settings.width))
+        if height < settings.height or width < settings.width:
+            small = replace(settings, height=height, width=width)
+            found.append((small, f"prepare.height={height} prepare.width={width}"))
+    return found
+
+
+def as_options(text: str) -> str:
+    """A way out as options of `vdmini distill --dry-run`: clips by --frames and --size, all else by --set."""
+    given = dict(word.rstrip(",").split("=", 1) for word in text.split() if "=" in word)
+    frames, height, width = (given.pop(f"prepare.{name}", "") for name in ("frames", "height", "width"))
+    clip = [f"--frames {frames}"] if frames else []
+    clip += [f"--size {height}x{width}"] if height else []
+    return " ".join([*clip, *(f"--set {name}={value}" for name, value in given.items())])
+
+
+def refuse_unless_fits(
+    case: Case, found: Estimate, per_device: int = 1, say: Callable[[str], str] = str
+) -> None:
     """Stop before anything is launched.
+
+    Args:
+        case: what is judged.
+        found: by `estimate`.
+        per_device: workers that share a device.
+        say: how a way out is written for the command at hand.
 
     Raises:
         TrainingError: when a worker needs more memory than there is, saying what would make it fit.
@@ -218,7 +261,7 @@ def refuse_unless_fits(case: Case, found: Estimate, per_device: int = 1) -> None
     if found.fits or found.there is None:
         return
     ways = ways_to_fit(case, found, per_device)
-    listed = "; or ".join(f"{text} ({need / GIB:.1f} GiB)" for text, need in ways)
+    listed = "; or ".join(f"{say(text)} ({need / GIB:.1f} GiB)" for text, need in ways)
     activations = found.footprint.parts["activations"]
     raise TrainingError(
         "the recovery does not fit into the memory of a worker",

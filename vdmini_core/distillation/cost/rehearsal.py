@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,8 +142,9 @@ def rehearse(
     # a transformer looks into its masks: what is made of inputs alone is computed there
     shapes: Any = ShapesWhereWeightsAre if transformer else nullcontext
     with shapes(), Ledger() as building, DeviceRules(device, choices.bf16):
+        one_step = settings.steps == 1
         step = RecoveryStep(
-            family, student, teacher, feature_pairs, plain, batch, one_step=settings.steps == 1
+            family, student, teacher, feature_pairs, plain, batch, one_step=one_step, settings=settings
         )
     shards = choices.workers if choices.sharded else 1
     ledger = Ledger(1 / shards, building.known)
@@ -178,7 +179,7 @@ def _run(
                 parameter.grad = torch.zeros_like(parameter)
                 ledger.reclassify(parameter.grad, GRADIENTS)
     with ledger:
-        with ledger.phase(STUDENT), _forward_of(step.teacher, ledger, TEACHER), rules:
+        with ledger.phase(STUDENT), _own_passes(step, ledger), rules:
             terms, heads_loss = step.losses(batch)
         with ledger.phase(BACKWARD):
             torch.autograd.backward(total_loss(terms, step.weights()))
@@ -203,26 +204,32 @@ def _gradients_booked(ledger: Ledger, step: RecoveryStep) -> Iterator[None]:
 
 
 @contextmanager
-def _forward_of(module: nn.Module, ledger: Ledger, phase: str) -> Iterator[None]:
-    """Count the passes of `module` without gradient as another phase: the teacher's own, not the encoder's.
+def _own_passes(step: Any, ledger: Ledger) -> Iterator[None]:
+    """Count every whole pass of the teacher as its phase: its prediction, and the target of consistency.
 
-    The encoder's pass on the real clips has no gradient either; it ends early, with an exception, and is
-    told apart by that: its hook would not be reached. So the first pass alone is taken.
+    The encoder is the same module, called by `RecoveryStep._encode` alone; its passes stay where they are.
     """
-    with ExitStack() as stack:
-        forward: Any = module.forward
-        seen: list[bool] = []
+    forward, encode = step.teacher.forward, step._encode
+    encoding = False
 
-        @functools.wraps(forward)  # taps look at its signature
-        def counting(*args: Any, **kwargs: Any) -> Any:
-            first = not seen and not torch.is_grad_enabled()
-            seen.append(True)
-            with ledger.phase(phase) if first else ExitStack():
-                return forward(*args, **kwargs)
+    @functools.wraps(forward)  # taps look at its signature
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        with nullcontext() if encoding else ledger.phase(TEACHER):
+            return forward(*args, **kwargs)
 
-        module.forward = counting
-        stack.callback(delattr, module, "forward")
+    def encoder(*args: Any) -> Any:
+        nonlocal encoding
+        encoding = True
+        try:
+            return encode(*args)
+        finally:
+            encoding = False
+
+    step.teacher.forward, step._encode = counting, encoder
+    try:
         yield
+    finally:
+        del step.teacher.forward, step._encode
 
 
 def smaller(settings: SamplingSettings, frames: int | None, size: tuple[int, int] | None) -> SamplingSettings:
