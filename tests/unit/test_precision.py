@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from tests.unit.test_cogvideox_ltx import cogvideox, ltx
+from vdmini_core.cli_generate import read_image
+from vdmini_core.errors import DataError, ModelError
 from vdmini_core.models.calls import example_call
 from vdmini_core.models.generate import generate
 from vdmini_core.models.inputs import ClipInputs
-from vdmini_core.models.precision import dtype_of
+from vdmini_core.models.precision import choose, dtype_of
 from vdmini_core.models.registry import family_of, load_pipeline, pipeline_settings, save_pipeline
 from vdmini_core.teacher.architecture import build_pipeline
 from vdmini_core.teacher.dit_architecture import build_dit_pipeline
@@ -84,3 +86,22 @@ def test_float16_holds_the_highest_noise_level_of_svd(tmp_path: Path) -> None:
         half = family.denoise(pipeline.unet.half(), noise.half(), sigma, given.to("cpu", torch.float16))
     assert float(full.abs().mean()) > 0
     assert torch.allclose(half.float(), full, atol=0.05 * float(full.abs().max()))
+
+
+def test_where_and_in_what_to_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose() == ("cpu", torch.float32)
+    assert choose("cpu", "bf16") == ("cpu", torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose() == ("cuda", torch.bfloat16)
+    assert choose("cpu") == ("cpu", torch.float32)
+    with pytest.raises(ModelError, match="auto, fp32, bf16, fp16"):
+        choose("cpu", "int8")
+
+
+def test_an_image_that_is_not_there_is_told_from_one_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no file"):
+        read_image(tmp_path / "gone.png")
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="cannot be read as an image"):
+        read_image(tmp_path / "torn.png")

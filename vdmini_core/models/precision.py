@@ -12,6 +12,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from vdmini_core.errors import ModelError
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -28,3 +30,18 @@ def default_precision(device: str) -> str:
 def dtype_of(model: nn.Module) -> torch.dtype:
     """What a model takes: diffusers' own word, as some classes keep a few of their weights in float32."""
     return cast(Any, model).dtype if hasattr(model, "dtype") else next(model.parameters()).dtype
+
+
+def choose(device: str = "auto", precision: str = "auto") -> tuple[str, torch.dtype]:
+    """Where and in what to generate: `auto` is the GPU where there is one, and `default_precision` there.
+
+    Raises:
+        ModelError: for a precision that is not known.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "auto":
+        precision = default_precision(device)
+    if precision not in DTYPES:
+        raise ModelError("there is no such dtype", expected="auto, " + ", ".join(DTYPES), found=precision)
+    return device, DTYPES[precision]
