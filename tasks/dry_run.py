@@ -139,7 +139,7 @@ def _decoding(known: Architecture, decoder: DecoderPlan | None) -> float | None:
 def _cut(
     params: Params, known: Architecture, decoder: DecoderPlan | None, refused: str, gpu: str
 ) -> Iterator[Step]:
-    """Profile, plan and prune; `refused`: why the VAE decoder cannot be cut; `gpu`: what is to be done where there is none."""
+    """Profile, plan and prune; `refused`: why the VAE decoder stays, `gpu`: how to get a missing GPU."""
     from vdmini_core.models.flops import total_flops
     from vdmini_core.pruning.recipes import make_plan
 

@@ -52,7 +52,7 @@ def encoding_and_validation(params: Params, step: Step, decoding: float | None, 
     if distill.inputs == "latents" and decoding is not None:
         per_shard = shard_clips((clips, prepare.frames, prepare.height, prepare.width, 3))
         gpus = max(1, crew_size(distill.encode_workers, -(-clips // per_shard)))
-        does += f"; encoding {clips:,} clips before it at most{time_of(params, clips * decoding, gpus)[1:]}"
+        does += f"; encoding {clips:,} clips before it{time_of(params, clips * decoding, gpus)}"
     if distill.validate_every:
         times = -(-distill.steps // distill.validate_every)
         flops = times * distill.validate_clips * (sampling + (decoding or 0))
