@@ -70,7 +70,7 @@ def test_a_seed_means_the_same_clip_in_half_precision(name: str, tmp_path: Path)
     assert not torch.equal(full, half)
 
 
-def test_float16_holds_the_highest_noise_level_of_svd(tmp_path: Path) -> None:
+def test_float16_holds_the_highest_noise_level_of_svd() -> None:
     """700 squared is beyond float16: an infinite divisor would leave nothing of the answer."""
     pipeline = build_pipeline("nano", 0)
     family, settings = (
@@ -84,8 +84,7 @@ def test_float16_holds_the_highest_noise_level_of_svd(tmp_path: Path) -> None:
         noise = family.noise(pipeline.unet, settings, [0]) * 700
         full = family.denoise(pipeline.unet, noise, sigma, given)
         half = family.denoise(pipeline.unet.half(), noise.half(), sigma, given.to("cpu", torch.float16))
-    assert float(full.abs().mean()) > 0
-    assert torch.allclose(half.float(), full, atol=0.05 * float(full.abs().max()))
+    assert float((half.float() - full).abs().mean()) < 0.1 * float(full.abs().mean())
 
 
 def test_where_and_in_what_to_generate(monkeypatch: pytest.MonkeyPatch) -> None:
