@@ -129,6 +129,7 @@ def make_spec(job: StageJob, depth: Depth = "full") -> RecoverySpec:
         seed=job.params.base.seed,
         threads=job.worker_threads(job.params.distill.workers),
         sampling_batch=job.params.sampling.batch_size,
+        precision=job.params.sampling.precision,
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.dry_run_recovery import examine_recovery
 from tasks.dry_run_step import LATER, MISSING, Step, count_of, refusal, step, work
 from tasks.dry_run_teacher import Architecture, examine_teacher
+from tasks.dry_run_time import also, encoding_and_validation, time_of
 from vdmini_core.errors import DataError, ModelError, PlanError, VDMiniError
 from vdmini_core.params import FIXED_RECIPES, Params
 
@@ -37,8 +38,10 @@ def examine_run(root: Path, params: Params) -> list[Step]:
         lacking = [Step("evaluate", "its published measure", MISSING, weights)] if weights else []
         return [*steps, Step("profile", NO_FAMILY, LATER), *lacking]
     decoder, refused = _decoder(params, known)
-    steps += [*_cut(root, params, known, decoder, refused), examine_recovery(params, known)]
-    return [*steps, _evaluate(root, params, known, decoder), *_outside(params)]
+    decoding, sampling, gpu = _decoding(known, decoder), _sampling(known), _gpu(root, params)
+    recovery = encoding_and_validation(params, examine_recovery(params, known), decoding, sampling)
+    steps += [*_cut(params, known, decoder, refused, gpu), also(recovery, gpu)]
+    return [*steps, also(_evaluate(root, params, decoding, sampling), gpu), *_outside(params)]
 
 
 def is_complete(steps: list[Step]) -> bool:
@@ -115,10 +118,28 @@ def _decoder(params: Params, known: Architecture) -> tuple[DecoderPlan | None, s
         return None, refusal(error, "leave it whole: --set plan.vae_decoder=none")
 
 
+def _sampling(known: Architecture) -> float:
+    """Operations of sampling one clip, without decoding."""
+    from vdmini_core.models.flops import total_flops
+
+    passes = known.settings.steps * known.family.passes(known.denoiser, known.settings)
+    return float(passes * total_flops(known.denoiser, known.settings))
+
+
+def _decoding(known: Architecture, decoder: DecoderPlan | None) -> float | None:
+    """Operations of decoding one clip; None for a decoder too large to be counted."""
+    from vdmini_core.models.flops import decoder_flops
+
+    try:
+        return float(decoder.teacher_flops if decoder else decoder_flops(known.vae, known.settings)[""])
+    except ModelError:
+        return None
+
+
 def _cut(
-    root: Path, params: Params, known: Architecture, decoder: DecoderPlan | None, refused: str
+    params: Params, known: Architecture, decoder: DecoderPlan | None, refused: str, gpu: str
 ) -> Iterator[Step]:
-    """Profile, plan and prune; `refused`: why the VAE decoder cannot be cut."""
+    """Profile, plan and prune; `refused`: why the VAE decoder stays, `gpu`: how to get a missing GPU."""
     from vdmini_core.models.flops import total_flops
     from vdmini_core.pruning.recipes import make_plan
 
@@ -129,9 +150,9 @@ def _cut(
     passes = len(units) * len(profile.variants) * profile.clips * calls
     does = (
         f"{len(units)} units on {profile.clips} clips: at most {passes:,} passes of "
-        f"{work(flops)}, {work(passes * flops)}"
+        f"{work(flops)}, {work(passes * flops)}{time_of(params, passes * flops, profile.workers)}"
     )
-    yield step("profile", does, _gpu(root, params))
+    yield step("profile", does, gpu)
     too = f"; {decoder.describe()}" if decoder else ""
     if plan.recipe not in FIXED_RECIPES:
         budgets = {
@@ -158,19 +179,13 @@ def _cut(
     )
 
 
-def _evaluate(root: Path, params: Params, known: Architecture, decoder: DecoderPlan | None) -> Step:
-    from vdmini_core.models.flops import decoder_flops, total_flops
-
+def _evaluate(root: Path, params: Params, decoding: float | None, sampling: float) -> Step:
     evaluate, fvd = params.evaluate, params.evaluate.fvd
-    calls = known.settings.steps * known.family.passes(known.denoiser, known.settings)
-    clip = calls * total_flops(known.denoiser, known.settings)
-    try:
-        clip += decoder.teacher_flops if decoder else decoder_flops(known.vae, known.settings)[""]
-        rest = ""
-    except ModelError:
-        rest = " and the decoding"
+    flops = 3 * evaluate.clips * (sampling + (decoding or 0))
+    rest = " and the decoding" if decoding is None else ""
     does = (
-        f"{evaluate.clips:,} clips of each of three models: at most {work(3 * evaluate.clips * clip)}{rest}"
+        f"{evaluate.clips:,} clips of each of three models: at most {work(flops)}{rest}"
+        f"{time_of(params, flops)}"
     )
     if fvd.extractor == "embedded":
         return Step("evaluate", f"{does}; built-in measures")

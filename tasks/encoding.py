@@ -41,6 +41,7 @@ class EncodeSpec:
         seed: of the conditions.
         device: `cpu` or `cuda`.
         threads: torch threads; bytes depend on them.
+        precision: `sampling.precision`, of autoencoder and encoders.
     """
 
     teacher: str
@@ -49,6 +50,7 @@ class EncodeSpec:
     seed: int
     device: str
     threads: int
+    precision: str = "fp32"
 
     def open(self, denoiser: nn.Module | None = None) -> tuple[ClipEncoder, ClipSource]:
         """The encoder and the training clips.
@@ -63,14 +65,15 @@ class EncodeSpec:
         from vdmini_core.data.prompts import load_prompts
         from vdmini_core.distillation.encoding import ClipEncoder
         from vdmini_core.models.base import SamplingSettings
+        from vdmini_core.models.precision import DTYPES
         from vdmini_core.models.registry import family_of, load_pipeline
 
         family, prepared = family_of(Path(self.teacher)), Path(self.prepared)
         prompts = load_prompts(prepared, "train") if "prompts" in family.needs else None
         if denoiser is None:
-            pipeline = load_pipeline(Path(self.teacher), self.device)
+            pipeline = load_pipeline(Path(self.teacher), self.device, DTYPES[self.precision])
         else:  # on the CPU first: two of them might not fit on the device
-            pipeline = load_pipeline(Path(self.teacher))
+            pipeline = load_pipeline(Path(self.teacher), dtype=DTYPES[self.precision])
             setattr(pipeline, family.denoiser_name, denoiser)
             for part in pipeline.components.values():
                 if hasattr(part, "parameters") and part is not denoiser:
@@ -86,7 +89,7 @@ def encode_inputs(job: StageJob, settings: SamplingSettings) -> Path:
         DataError: no clips, no prompts for a teacher that needs them, or shards of something else.
         TrainingError: when the workers fail.
     """
-    from tasks.models import device_of, prompts_of
+    from tasks.models import device_of, in_half, prompts_of
     from vdmini_core.data.clip_source import stored_clips
     from vdmini_core.data.shards import split_digest
     from vdmini_core.distillation.latents import complete, missing_shards
@@ -103,6 +106,8 @@ def encode_inputs(job: StageJob, settings: SamplingSettings) -> Path:
         "teacher": sha256_file(teacher / "manifest.json"),
         "settings": asdict(settings),
     }
+    if in_half(job):
+        identity["precision"] = job.params.sampling.precision
     if prompts is not None:
         identity["prompts"] = list(prompts)
     missing = missing_shards(folder, shape, identity)
@@ -115,6 +120,7 @@ def encode_inputs(job: StageJob, settings: SamplingSettings) -> Path:
             device=device_of(job),
             # whatever the number of workers, for the sake of the bytes
             threads=job.params.base.threads,
+            precision=job.params.sampling.precision,
         )
         made = _made(spec, folder, missing, job.params.distill.encode_workers)
         for _ in track(made, "encode clips", len(missing), "shard"):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from tasks.models import device_of, load_teacher, prompts_of
+from tasks.models import device_of, load_teacher, prompts_of, sampling_dtype
 from tasks.protocol import fit_protocol, passports, protocol_extractor
 from tasks.stage import StageJob, StageOutcome
 from tasks.vbench import hand_over
@@ -29,6 +29,7 @@ from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.models.flops import decoder_flops, total_flops
 from vdmini_core.models.generate import generate
 from vdmini_core.models.inputs import ClipInputs
+from vdmini_core.models.precision import dtype_of
 from vdmini_core.models.registry import load_pipeline
 from vdmini_core.progress import track
 
@@ -108,12 +109,13 @@ def _truth(job: StageJob, count: int) -> dict[str, NDArray[Any]] | None:
 
 def _load_bench(job: StageJob, clips: int) -> Bench:
     device = device_of(job)
-    pipeline, family, settings = load_teacher(job, device)
+    dtype = sampling_dtype(job)
+    pipeline, family, settings = load_teacher(job, device, dtype)
     prompts = prompts_of(job, family, "test", clips)
     pipelines = {"teacher": pipeline}
     for name, stage in (("pruned", "prune"), ("recovered", "distill")):
         # What a student shares with its teacher is let go: one copy in memory is enough.
-        student = load_pipeline(job.artifact(stage) / "student", device)
+        student = load_pipeline(job.artifact(stage) / "student", device, dtype)
         other = (family.denoiser_name, "vae")
         same = {n: p for n, p in pipeline.components.items() if isinstance(p, nn.Module) and n not in other}
         if type(student.vae) is type(pipeline.vae):
@@ -193,7 +195,7 @@ def _timing(job: StageJob, bench: Bench, real: ClipSource, seeds: list[int]) -> 
         "frames": bench.settings.frames,
         "resolution": [bench.settings.height, bench.settings.width],
         "steps": bench.settings.steps,
-        "dtype": str(next(bench.denoisers["teacher"].parameters()).dtype).removeprefix("torch."),
+        "dtype": str(dtype_of(bench.denoisers["teacher"])).removeprefix("torch."),
     }
 
 

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 def run(job: StageJob) -> StageOutcome:
     """Make the plan of `plan.recipe` and draw it on the denoiser."""
-    from tasks.models import START, load_base
+    from tasks.models import START, in_half, load_base
     from tasks.plan_trials import Trials, draw_frontier
     from vdmini_core.pruning.compose import budgets_left
     from vdmini_core.pruning.recipes import make_plan
     from vdmini_core.report.charts import plan_figure
 
-    pipeline, family, settings = load_base(job)
+    # the plan is bound to the weights in float32; where others sample, these need not be on the GPU
+    pipeline, family, settings = load_base(job, "cpu" if in_half(job) else None)
     denoiser = getattr(pipeline, family.denoiser_name)
     sensitivity = read_json(job.artifact("profile") / "sensitivity.json")
     units = family.units(denoiser, settings)

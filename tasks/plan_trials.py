@@ -29,6 +29,7 @@ class Trials:
         self.clips = min(clips, MOST_CLIPS)
         self.found: dict[tuple[str, ...], dict[str, float]] = {}
         self._inputs: Any = None
+        self._sampler: Any = None
 
     @property
     def denoiser(self) -> nn.Module:
@@ -48,12 +49,20 @@ class Trials:
         if cut not in self.found:
             inputs, batch_size = self._shared_inputs(), self.job.params.sampling.batch_size
             noise, conditions = inputs.noise, inputs.conditions
-            student = self.family.prune(self.denoiser, cut)
-            latents = sample_all(
-                self.pipeline, self.family, student, noise, conditions, self.settings, batch_size
-            )
+            pipeline = self._sampled()
+            student = self.family.prune(getattr(pipeline, self.family.denoiser_name), cut)
+            latents = sample_all(pipeline, self.family, student, noise, conditions, self.settings, batch_size)
             self.found[cut] = paired_damage(latents, inputs.latents)
         return self.found[cut]["paired_mse"]
+
+    def _sampled(self) -> Any:
+        """The pipeline that samples: the plan's own, or one in `sampling.precision` on the device."""
+        from tasks.models import in_half, load_base, sampling_dtype
+
+        if self._sampler is None:
+            half = in_half(self.job)
+            self._sampler = load_base(self.job, dtype=sampling_dtype(self.job))[0] if half else self.pipeline
+        return self._sampler
 
     def _shared_inputs(self) -> Any:
         from tasks.models import prompts_of
@@ -65,7 +74,7 @@ class Trials:
             prompts = prompts_of(self.job, self.family, "validation", self.clips)
             seed, batch_size = self.job.params.base.seed, self.job.params.sampling.batch_size
             self._inputs = prepare_inputs(
-                self.pipeline, self.family, films, self.settings, seed, batch_size, 0, prompts
+                self._sampled(), self.family, films, self.settings, seed, batch_size, 0, prompts
             )
         return self._inputs
 

@@ -54,6 +54,7 @@ class Bench:
         device: `cpu` or `cuda`.
         threads: torch threads; bytes depend on them.
         shared_bytes: memory for what units share.
+        precision: `sampling.precision`.
     """
 
     teacher: str
@@ -64,6 +65,7 @@ class Bench:
     device: str
     threads: int
     shared_bytes: int
+    precision: str = "fp32"
 
 
 class Profiler:
@@ -75,11 +77,12 @@ class Profiler:
         from tasks.models import START, put_start
         from vdmini_core.metrics import load_extractor
         from vdmini_core.models.base import SamplingSettings
+        from vdmini_core.models.precision import DTYPES
         from vdmini_core.models.registry import family_of, load_pipeline
         from vdmini_core.profiling.sensitivity import COLUMNS, ProfileInputs
 
         torch.set_num_threads(bench.threads)
-        self.pipeline = load_pipeline(Path(bench.teacher), device=bench.device)
+        self.pipeline = load_pipeline(Path(bench.teacher), bench.device, DTYPES[bench.precision])
         self.family = family_of(self.pipeline)
         put_start(self.pipeline, self.family, Path(bench.teacher).parent / START)
         settings = SamplingSettings(**bench.settings)
@@ -124,13 +127,12 @@ class Profiler:
 
 def run(job: StageJob) -> StageOutcome:
     """Profile the teacher on validation clips; resumes trial by trial."""
-    from tasks.models import load_base
-    from vdmini_core.models.registry import fingerprint
+    from tasks.models import base_fingerprint, load_base, sampling_dtype
     from vdmini_core.profiling.sensitivity import assemble
     from vdmini_core.report.charts import sensitivity_chart
 
     params = job.params.profile
-    pipeline, family, settings = load_base(job)
+    pipeline, family, settings = load_base(job, dtype=sampling_dtype(job))
     denoiser = getattr(pipeline, family.denoiser_name)
     units = family.units(denoiser, settings, params.granularity)
     bench, clips, most = prepare_bench(job, pipeline, settings)
@@ -141,7 +143,9 @@ def run(job: StageJob) -> StageOutcome:
         errors = {piece.trial: found["errors"] for piece, found in first.items() if piece.trial != FLOOR}
         refine(job, workers, errors, clips, most)
     floor = figures.pop(FLOOR)
-    table = assemble(units, with_errors(figures, errors), floor, fingerprint(denoiser), clips, bench.seed)
+    table = assemble(
+        units, with_errors(figures, errors), floor, base_fingerprint(job, denoiser), clips, bench.seed
+    )
     write_json(job.out / "sensitivity.json", table)
     charts = ("sensitivity.svg", "sensitivity.png")
     for chart in charts:
@@ -222,6 +226,7 @@ def prepare_bench(job: StageJob, pipeline: Any, settings: SamplingSettings) -> t
         device=device_of(job),
         threads=job.worker_threads(params.workers),
         shared_bytes=int(params.shared_gib * 2**30),
+        precision=job.params.sampling.precision,
     )
     return bench, first, most
 
@@ -262,7 +267,10 @@ def measure_times(
     pipeline: Any, units: Sequence[Unit], settings: SamplingSettings, repeats: int
 ) -> dict[str, Any]:
     """Milliseconds of every unit in one pass at batch 1; copy the file to `timing/` to plan by latency."""
+    import torch
+
     from vdmini_core.models.calls import example_call
+    from vdmini_core.models.precision import dtype_of
     from vdmini_core.models.registry import architecture, family_of
     from vdmini_core.profiling.timing import time_units
 
@@ -271,7 +279,9 @@ def measure_times(
     call = example_call(denoiser, settings, device)
     times = time_units(denoiser, units, lambda: call(denoiser), repeats)
     # Times do not depend on weights, but unit names are the same in models of other widths.
-    return times | {"device": device, "architecture": architecture(denoiser)}
+    taken = dtype_of(denoiser)
+    dtype = {} if taken == torch.float32 else {"dtype": str(taken).removeprefix("torch.")}
+    return times | {"device": device, "architecture": architecture(denoiser), **dtype}
 
 
 def summary(table: dict[str, Any]) -> list[dict[str, Any]]:

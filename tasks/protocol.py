@@ -71,7 +71,7 @@ def passports(
     entries = read_json(prepared / "index.json").get("test", [])
     decoders = tuple(sorted({str(e.get("decoder")) for e in entries if isinstance(e, dict)}))
     data = split_digest(prepared, "test")
-    sampled = _sampled(settings)
+    sampled = _sampled(settings, job.params.sampling.precision)
     found = {}
     for name, extractor in extractors.items():
         clips, frames, fps = shape[0], shape[1], job.params.prepare.fps
@@ -93,13 +93,14 @@ def passports(
     return found
 
 
-def _sampled(settings: SamplingSettings) -> str:
+def _sampled(settings: SamplingSettings, precision: str) -> str:
     """All that decides what the model shows; `fps` alone moved one checkpoint's FVD from 288 to 435."""
     return (
         f"sampled: {settings.frames} frames of {settings.width}x{settings.height}, {settings.steps} steps, "
         f"guidance {settings.guidance:g}, fps {settings.fps:g}, motion bucket {settings.motion_bucket_id}, "
         f"noise augmentation {settings.noise_aug_strength:g}, "
         f"decoded {settings.decode_chunk_size} frames at a time"
+        + ("" if precision == "fp32" else f", {precision}")
     )
 
 

@@ -100,7 +100,6 @@ def _generates(folder: Path, device: str) -> bool | str:
     """One clip through the very class that is served."""
     import pandas as pd
     from PIL import Image
-    from torch import nn
 
     from vdmini_core.data.video import read_video
     from vdmini_core.models.registry import quiet_libraries
@@ -109,10 +108,8 @@ def _generates(folder: Path, device: str) -> bool | str:
         from tasks.serving_model import VideoStudent
 
         student = VideoStudent()
-        student.load_context(SimpleNamespace(artifacts={"pipeline": folder}))
-    for part in student.pipeline.components.values():
-        if isinstance(part, nn.Module):
-            part.to(device)
+        context = SimpleNamespace(artifacts={"pipeline": folder}, model_config={"device": device})
+        student.load_context(context)
     wanted = student.settings
     student.settings = replace(wanted, steps=min(wanted.steps, TRIAL_STEPS))
     image = Image.new("RGB", (wanted.width, wanted.height), (128, 96, 64))

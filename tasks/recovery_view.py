@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def prepare_held_out(job: StageJob) -> None:
     """The teacher's samples on validation clips, where students will be shown or measured; made once."""
-    from tasks.models import load_teacher, prompts_of
+    from tasks.models import load_teacher, prompts_of, sampling_dtype
     from vdmini_core.data.clips import load_clips
     from vdmini_core.profiling.sensitivity import prepare_inputs
 
@@ -29,7 +29,7 @@ def prepare_held_out(job: StageJob) -> None:
     clips = load_clips(job.artifact("prepare"), "validation", count)
     if len(clips) < count:
         job.monitor.note(f"distill looks at the {len(clips)} validation clips there are")
-    pipeline, family, settings = load_teacher(job)
+    pipeline, family, settings = load_teacher(job, dtype=sampling_dtype(job))
     prompts = prompts_of(job, family, "validation", len(clips))
     batch, seed = job.params.sampling.batch_size, job.params.base.seed
     prepare_inputs(pipeline, family, clips, settings, seed, batch, prompts=prompts).save(path)
@@ -99,7 +99,7 @@ def load_kept(job: StageJob, history: History, denoiser: nn.Module) -> int:
 
 def write_evidence(job: StageJob, history: History, denoiser: nn.Module, step: int) -> None:
     """Videos, validations and rollbacks into the stage's outputs; the kept student is always shown."""
-    from tasks.models import device_of, load_teacher
+    from tasks.models import device_of, load_teacher, sampling_dtype
     from vdmini_core.distillation.validation import Examiner
     from vdmini_core.profiling.sensitivity import ProfileInputs
 
@@ -113,13 +113,25 @@ def write_evidence(job: StageJob, history: History, denoiser: nn.Module, step: i
     if not params.sample_clips:
         return
     if not (films / film_name(step, 0)).is_file():
-        pipeline, family, settings = load_teacher(job, "cpu")
+        pipeline, family, settings = load_teacher(job, "cpu", sampling_dtype(job))
         sampling = (job.params.sampling.batch_size, job.params.base.seed)
         inputs = ProfileInputs.load(job.work / INPUTS, settings, *sampling, "cpu")
         examiner = Examiner(pipeline, family, inputs, device_of(job))
-        for film in examiner.write_films(denoiser, params.sample_clips, films, step):
+        for film in examiner.write_films(_sampled(job, denoiser), params.sample_clips, films, step):
             job.monitor.picture(film)
     shutil.copytree(films, job.out / SAMPLES, ignore=shutil.ignore_patterns(".*"))
+
+
+def _sampled(job: StageJob, denoiser: nn.Module) -> nn.Module:
+    """The student in `sampling.precision`; rounded, it is a copy, for `denoiser` is what will be saved."""
+    from tasks.models import in_half, sampling_dtype
+    from vdmini_core.models.denoiser import load_denoiser
+
+    if not in_half(job):
+        return denoiser
+    copy = load_denoiser(job.artifact("prune") / "student", dtype=sampling_dtype(job))
+    copy.load_state_dict(denoiser.state_dict())
+    return copy
 
 
 def kept_metrics(history: History, step: int) -> dict[str, float]:

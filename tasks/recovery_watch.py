@@ -29,6 +29,7 @@ from vdmini_core.distillation.utilisation import step_flops
 from vdmini_core.errors import VDMiniError
 from vdmini_core.models.base import SamplingSettings
 from vdmini_core.models.denoiser import WEIGHTS, load_denoiser
+from vdmini_core.models.precision import DTYPES
 from vdmini_core.models.registry import family_of, load_pipeline
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Watch:
         from vdmini_core.distillation.validation import Examiner
         from vdmini_core.profiling.sensitivity import ProfileInputs
 
-        pipeline = load_pipeline(Path(self.spec.teacher))
+        pipeline = load_pipeline(Path(self.spec.teacher), dtype=DTYPES[self.spec.precision])
         family = family_of(pipeline)
         pipeline.register_modules(**{family.denoiser_name: self._blank})  # the teacher is in memory already
         inputs = ProfileInputs.load(
@@ -142,7 +143,7 @@ class Watch:
 
     @cached_property
     def _blank(self) -> nn.Module:
-        return load_denoiser(Path(self.spec.student))
+        return load_denoiser(Path(self.spec.student), dtype=DTYPES[self.spec.precision])
 
     def _student(self, weights: dict[str, Tensor]) -> nn.Module:
         self._blank.load_state_dict(weights)

@@ -59,6 +59,7 @@ class RecoverySpec:
     seed: int
     threads: int
     sampling_batch: int = 8
+    precision: str = "fp32"  # of what is sampled or encoded; `params` has that of the training
     gpus: float = 0.0  # over all workers
     resume_from: str | None = None
 
@@ -158,7 +159,9 @@ def build(
     family = family_of(Path(spec.teacher))
     place = device if mesh is None else torch.device("cpu")  # FSDP2 moves each worker's parts
     teacher, student = (load_denoiser(folder, place) for folder in (spec.teacher, spec.student))
-    encoder = EncodeSpec(spec.teacher, spec.prepared, spec.settings, spec.seed, str(device), spec.threads)
+    encoder = EncodeSpec(
+        spec.teacher, spec.prepared, spec.settings, spec.seed, str(device), spec.threads, spec.precision
+    )
     batches = RecoveryBatches(
         recovery_source(params.inputs, Path(spec.latents), encoder, teacher),
         family,

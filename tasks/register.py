@@ -155,6 +155,7 @@ def _log_model(job: StageJob, run_id: str) -> str:
             code_paths=[str(_core_without_weights(Path(folder)))],
             pip_requirements=[f"{name}=={_installed(name)}" for name in RUNTIME],
             signature=signature_of(student),
+            model_config={"device": "auto", "dtype": "auto"},  # what is not named here cannot be overridden
         )
     return str(info.model_id)
 

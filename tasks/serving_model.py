@@ -79,15 +79,20 @@ class VideoStudent(mlflow.pyfunc.PythonModel):
     (n, F, H, W, 3). A table with the column `image` (base64, bytes or array) or `prompt` (the form that is
     served) gives one record per row: `{"video": base64 mp4}`; a model that needs both takes only that form.
     An optional column or param `seed` picks the noise, `frames` how many frames, up to those of the recovery.
+    MLflow's `model_config` (or MLFLOW_PYFUNC_INFERENCE_CONFIG for a server) sets `device` and `dtype`: auto,
+    fp32, bf16 or fp16; auto is the GPU in bf16 where there is one, else the CPU in fp32.
     """
 
     def load_context(self, context: Any) -> None:
         """Load the pipeline directory that was registered."""
         import vdmini_core  # noqa: F401  (makes the student's class known to diffusers)
+        from vdmini_core.models.precision import choose
         from vdmini_core.models.registry import family_of, load_pipeline, load_settings
 
         folder = Path(context.artifacts["pipeline"])
-        self.pipeline = load_pipeline(folder)
+        config = getattr(context, "model_config", None) or {}
+        place = choose(config.get("device") or "auto", config.get("dtype") or "auto")
+        self.pipeline = load_pipeline(folder, *place)
         self.settings = load_settings(folder, self.pipeline)
         self.needs = family_of(self.pipeline).needs
 

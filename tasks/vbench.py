@@ -153,7 +153,11 @@ def _facts(job: StageJob, videos: Sequence[Video], settings: SamplingSettings) -
         "frames": settings.frames,
         "fps": settings.fps,
         "videos": len(videos),
-        "sampling": {**asdict(settings), "batch_size": job.params.sampling.batch_size},
+        "sampling": {
+            **asdict(settings),
+            "batch_size": job.params.sampling.batch_size,
+            "precision": job.params.sampling.precision,
+        },
         "machine": [device_of(job), torch.get_num_threads()],
         "code": {path.relative_to(core).as_posix(): sha256_file(path) for path in sources},
         "libraries": library_versions(),

@@ -26,7 +26,8 @@ def generate(
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="denoising steps")] = None,
     guidance: Annotated[float | None, typer.Option(min=1.0, help="guidance scale, 1 is off")] = None,
     scale: Annotated[int, typer.Option(min=1, max=16, help="enlarge the written video")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto (cuda where there is one), cpu, cuda")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (bf16 on a GPU, else fp32), fp32, bf16, fp16")] = "auto",
 ) -> None:
     """Generate a video from an image or from a prompt.
 
@@ -35,18 +36,27 @@ def generate(
     from vdmini_core.data.video import write_mp4
     from vdmini_core.models.frames import check_frames
     from vdmini_core.models.generate import generate as generate_clips
+    from vdmini_core.models.precision import choose
     from vdmini_core.models.registry import family_of, load_pipeline, load_settings
 
     if output.suffix.lower() != ".mp4":
         raise DataError("the output must be an .mp4 file", found=str(output), fix="use -o NAME.mp4")
     if not output.resolve().parent.is_dir():
         raise DataError("the output's folder does not exist", found=str(output.parent))
+    device, number = choose(device, dtype)
     check_device(device)
     check_given(family_of(model), image, prompt)
-    pipeline = load_pipeline(model, device=device)
-    settings = _with_overrides(load_settings(model, pipeline), frames, steps, guidance)
+    first = None if image is None else read_image(image)
+    pipeline = load_pipeline(model, device, number)
+    usual = load_settings(model, pipeline)
+    settings = _with_overrides(usual, frames, steps, guidance)
+    if settings.frames > usual.frames:
+        typer.echo(
+            f"note: the model says it makes {usual.frames} frames; {settings.frames} may not hold together",
+            err=True,
+        )
     check_frames(settings, "--frames" if frames else "the number of frames in vdmini.json")
-    video = generate_clips(pipeline, _inputs(image, prompt, settings), [seed], settings)[0].numpy()
+    video = generate_clips(pipeline, _inputs(first, prompt, settings), [seed], settings)[0].numpy()
     if scale > 1:
         video = video.repeat(scale, axis=1).repeat(scale, axis=2)
     write_mp4(output, video, settings.fps)
@@ -80,21 +90,34 @@ def _with_overrides(
     return replace(settings, **changes)
 
 
-def _inputs(image: Path | None, prompt: str | None, settings: SamplingSettings) -> ClipInputs:
+def read_image(path: Path) -> Any:
+    """A PIL image, upright, in RGB.
+
+    Raises:
+        DataError: when there is no file, or it is no image.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing"
+        raise DataError(f"there is no file {path}", expected="a PNG or JPEG", found=found)
+    try:
+        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{path} cannot be read as an image", found=str(error), fix="give a PNG or JPEG"
+        ) from None
+
+
+def _inputs(image: Any, prompt: str | None, settings: SamplingSettings) -> ClipInputs:
     import numpy as np
     import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
 
     from vdmini_core.models.inputs import ClipInputs
 
     first = None
     if image is not None:
-        try:
-            picture = ImageOps.exif_transpose(Image.open(image)).convert("RGB")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"{image} cannot be read as an image", found=str(error), fix="give a PNG or JPEG"
-            ) from None
-        frame = np.asarray(ImageOps.fit(picture, (settings.width, settings.height)))
+        frame = np.asarray(ImageOps.fit(image, (settings.width, settings.height)))
         first = torch.from_numpy(frame.copy())[None]
     return ClipInputs(first, None if prompt is None else (prompt,))

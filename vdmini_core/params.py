@@ -126,6 +126,10 @@ class SamplingParams(Section):
     steps: int | None = Field(None, ge=1, le=1000, description="denoising steps")
     guidance: float | None = Field(None, ge=1, description="classifier-free guidance scale, 1 is off")
     batch_size: int = Field(8, ge=1)
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="of all that samples or encodes; distill.precision rules the training",
+    )
 
 
 FIXED_RECIPES = ("paper", "larger", "manual")  # they follow no budget and read no profile

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tasks.dry_run import examine_run, is_complete
 from tasks.dry_run_recovery import recovery_case
@@ -51,14 +52,20 @@ def test_every_profile_without_a_network(
         assert bool(step.todo) == (step.state == MISSING), step
     if "hardware:" in (PROFILE_FOLDER / f"{profile}.yaml").read_text():
         fits_its_own_hardware_where_that_can_be_counted(by_stage(steps)["distill"])
+        for stage in ("profile", "distill", "evaluate"):
+            found = by_stage(steps)[stage]
+            assert " hours" in found.does and "in bf16 (estimated)" in found.does, found
+            assert ("there is no GPU here" in found.todo) == (not torch.cuda.is_available())
     if profile in SAID:
         SAID[profile](by_stage(steps))
 
 
 def fits_its_own_hardware_where_that_can_be_counted(recovery: Step) -> None:
-    assert recovery.state != MISSING, recovery
-    assert (recovery.state == LATER) == ("cannot be counted" in recovery.does)
-    assert (recovery.state == READY) == ("GiB each" in recovery.does)
+    assert "does not fit" not in recovery.todo, recovery
+    assert ("cannot be counted" in recovery.does) != ("GiB each" in recovery.does)
+    if "no GPU" not in recovery.todo:
+        assert recovery.state == (LATER if "cannot be counted" in recovery.does else READY)
+    assert "encoding" in recovery.does and "validations, the others waiting" in recovery.does
 
 
 def svd_says_its_cuts(steps: dict[str, Step]) -> None:

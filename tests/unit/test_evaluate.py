@@ -198,6 +198,21 @@ def test_values_sampled_otherwise_are_not_compared(root, tmp_path, changed, says
         require_comparable(a, b)
 
 
+def test_values_of_other_precisions_are_not_compared(root, tmp_path):
+    from tasks.protocol import passports
+    from vdmini_core.models.base import SamplingSettings
+
+    settings = SamplingSettings(frames=4, height=32, width=32, fps=8.0, steps=1)
+    extractors, found = {"embedded": load_extractor("embedded").passport()}, []
+    for precision in ("fp32", "bf16"):
+        given = {"prepare": {"fps": 8.0}, "sampling": {"precision": precision}}
+        job = StageJob(root, parse_params(given), tmp_path, tmp_path, QuietMonitor())
+        found.append(Passport.from_json(passports(job, clips(4).shape, settings, extractors, None)["fvd"]))
+    assert found[0].generated.choice.endswith("at a time"), "as before there was a choice"
+    with pytest.raises(DataError, match=r"generated\.choice: .* against .*, bf16"):
+        require_comparable(*found)
+
+
 @pytest.mark.parametrize(
     ("fvd", "says"),
     [

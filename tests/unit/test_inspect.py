@@ -71,3 +71,13 @@ def test_unknown_model_is_an_error(tmp_path):
         inspect_model("stable-vidoe-diffusion")
     with pytest.raises(ModelError, match=r"model_index\.json"):
         inspect_model(tmp_path)
+
+
+def test_a_part_of_a_pipeline_is_told_from_a_pipeline(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "unet" / "config.json").write_text("{}")
+    with pytest.raises(
+        ModelError, match=f"a part of a pipeline(?s:.)*give the pipeline it is in: {tmp_path}"
+    ):
+        load_architecture(tmp_path / "unet")

@@ -132,3 +132,10 @@ def test_the_command_prints_writes_and_keeps_apart_from_the_stage(directory, tmp
         assert refused.exit_code == 2 and says in " ".join(refused.output.split()), arguments
     for folder in (tmp_path / "none" / "plan.json", tmp_path):
         assert "cannot be written" in str(run(app, ["plan", str(directory), "-o", str(folder)]).exception)
+
+
+def test_a_recipe_that_is_not_there_names_the_nearest():
+    with pytest.raises(PlanError, match=r"no recipe papre(?s:.)*magnitude(?s:.)*did you mean paper\?"):
+        plan_model("stable-video-diffusion", {"recipe": "papre"})
+    with pytest.raises(PlanError, match="no recipe bogus"):
+        plan_model("stable-video-diffusion", {"recipe": "bogus"})

@@ -57,7 +57,17 @@ class ClipEncoder:
         inputs = ClipInputs(clip_1FHWC[:, 0], None if self.prompts is None else (self.prompts[index],))
         given = self.family.conditions(self.pipeline, inputs, self.settings, seeds)
         latents = self.family.encode_clips(self.pipeline, clip_1FHWC)
-        return RecoveryData(latents.float().cpu(), given.to("cpu"))
+        return RecoveryData(latents.float().cpu(), _not_half(given.to("cpu")))
+
+
+def _not_half(conditions: Conditions) -> Conditions:
+    """Conditions that were made in half precision, in the float32 that the recovery computes in."""
+    return Conditions(
+        {
+            name: t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+            for name, t in conditions.tensors.items()
+        }
+    )
 
 
 @dataclass(frozen=True)

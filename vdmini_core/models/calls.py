@@ -13,6 +13,7 @@ from vdmini_core.models.base import SamplingSettings
 from vdmini_core.models.dit.arguments import Maker, arguments
 from vdmini_core.models.dit.table import ARCHITECTURES, architecture_of
 from vdmini_core.models.flops import unet_inputs
+from vdmini_core.models.precision import dtype_of, working_dtype
 
 Call = Callable[[Any], Tensor]
 
@@ -25,6 +26,8 @@ def example_call(
 ) -> Call:
     """A function of a denoiser, this one or one of its students: its answer at batch 1, always to the same.
 
+    The inputs are of the denoiser's dtype.
+
     Args:
         settings: size of the clip.
         device: of the inputs.
@@ -33,7 +36,7 @@ def example_call(
     if type(denoiser).__name__ in ARCHITECTURES:
         tokens = architecture_of(denoiser).text_tokens
         maker = Maker(1, settings.latent_frames, *settings.latent_size, tokens, device, seed)
-        given = arguments(denoiser, maker)
+        given = _as_weights(arguments(denoiser, maker), denoiser)
         return lambda model: model(**given, return_dict=False)[0]
     inputs = unet_inputs(denoiser, settings.frames, *settings.latent_size, device=str(device))
     if seed is not None:
@@ -42,7 +45,19 @@ def example_call(
             None if like is None else torch.rand(tuple(like.shape), generator=generator).to(device)
             for like in inputs
         )
+    inputs = tuple(_as_weights(dict(enumerate(inputs)), denoiser).values())
     return lambda model: model(*inputs, return_dict=False)[0]
+
+
+def _as_weights(given: dict[Any, Any], denoiser: Any) -> dict[Any, Any]:
+    """Floating tensors in the denoiser's dtype, where that is a half one."""
+    dtype = dtype_of(denoiser)
+    if working_dtype(dtype) == dtype:
+        return given
+    return {
+        name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in given.items()
+    }
 
 
 def smallest(denoiser: Any, settings: SamplingSettings) -> SamplingSettings:

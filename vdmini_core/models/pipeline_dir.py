@@ -142,6 +142,8 @@ def read_index(directory: Path) -> dict[str, Any]:
             found = f"a U-Net alone ({unet / 'config.json'})"
             fix = "convert again with --base CHECKPOINT, for the other parts"
             fix = f"give {unet.parent}" if (unet.parent / INDEX).is_file() else fix
+        elif (directory / "config.json").is_file() and (directory.resolve().parent / INDEX).is_file():
+            found, fix = "a part of a pipeline", f"give the pipeline it is in: {directory.resolve().parent}"
         raise ModelError(
             f"{directory} is not a diffusers pipeline directory",
             expected=f"a directory with {INDEX}",

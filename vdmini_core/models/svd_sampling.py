@@ -19,6 +19,7 @@ from vdmini_core.errors import ModelError
 from vdmini_core.models.base import Conditions, SamplingSettings
 from vdmini_core.models.inputs import clip_seeds
 from vdmini_core.models.pixels import clips_of, pixels_of
+from vdmini_core.models.precision import working_dtype
 
 # SVD's training distribution of noise levels: ln sigma ~ N(0.7, 1.6) (Stable Video Diffusion, App. D).
 LOG_SIGMA_MEAN, LOG_SIGMA_STD, SIGMA_MAX = 0.7, 1.6, 700.0
@@ -42,7 +43,9 @@ def prepare_conditions(
         pixels = pipeline.video_processor.preprocess(images, height=settings.height, width=settings.width)
         noise = torch.cat([augmentation_noise(_generator(s), pixels.shape[1:]) for s in seeds])
         pixels = (pixels + settings.noise_aug_strength * noise).to(device)
-        latents = _encode_upcast(pipeline, lambda: pipeline._encode_vae_image(pixels, device, 1, False))
+        latents = _encode_upcast(
+            pipeline, lambda: pipeline._encode_vae_image(pixels.to(pipeline.vae.dtype), device, 1, False)
+        )
     ids = pipeline._get_add_time_ids(
         settings.fps - 1,
         settings.motion_bucket_id,
@@ -75,8 +78,8 @@ def unit_noise(denoiser: Any, settings: SamplingSettings, seeds: Sequence[int]) 
         generator = _generator(seed)
         augmentation_noise(generator, (3, settings.height, settings.width))
         shape = (1, settings.frames, channels, *settings.latent_size)
-        rows.append(torch.randn(shape, generator=generator, dtype=parameter.dtype))
-    return torch.cat(rows).to(parameter.device)
+        rows.append(torch.randn(shape, generator=generator, dtype=working_dtype(parameter.dtype)))
+    return torch.cat(rows).to(parameter.device, parameter.dtype)
 
 
 def encode_clips(pipeline: Any, clips_BFHWC: Tensor) -> Tensor:
@@ -98,15 +101,18 @@ def encode_clips(pipeline: Any, clips_BFHWC: Tensor) -> Tensor:
 def decode_latents(pipeline: Any, latents_BFChw: Tensor, settings: SamplingSettings) -> Tensor:
     """Scaled latents (B, F, C, h, w) -> clips uint8 (B, F, H, W, 3), clip by clip like the stock call."""
     chunk = settings.decode_chunk_size
+    latents_BFChw = latents_BFChw.to(pipeline.vae.dtype)
     videos = (pipeline.decode_latents(latents[None], settings.frames, chunk)[0] for latents in latents_BFChw)
     return clips_of(videos, settings)
 
 
 def denoise(denoiser: nn.Module, noisy_BFChw: Tensor, sigma_B: Tensor, conditions: Conditions) -> Tensor:
     """Predicted clean latents (B, F, C, h, w) at noise levels `sigma_B` (B,)."""
-    sigma = sigma_B.to(noisy_BFChw.dtype).reshape(-1, 1, 1, 1, 1)
-    output = _call(denoiser, noisy_BFChw / (sigma**2 + 1) ** 0.5, 0.25 * sigma_B.log(), conditions)
-    return noisy_BFChw / (sigma**2 + 1) - output * sigma / (sigma**2 + 1) ** 0.5
+    dtype = noisy_BFChw.dtype
+    sigma = sigma_B.to(working_dtype(dtype)).reshape(-1, 1, 1, 1, 1)  # its square is beyond float16
+    scaled = (noisy_BFChw / (sigma**2 + 1) ** 0.5).to(dtype)
+    output = _call(denoiser, scaled, 0.25 * sigma_B.log(), conditions)
+    return (noisy_BFChw / (sigma**2 + 1) - output * sigma / (sigma**2 + 1) ** 0.5).to(dtype)
 
 
 def sample(
@@ -125,13 +131,14 @@ def sample(
         )
     scheduler: Any = copy.deepcopy(pipeline.scheduler)
     scheduler.set_timesteps(settings.steps, device=noise_BFChw.device)
-    latents = noise_BFChw * scheduler.init_noise_sigma
+    dtype = noise_BFChw.dtype
+    latents = noise_BFChw.to(working_dtype(dtype)) * scheduler.init_noise_sigma
     guidance = torch.linspace(1.0, settings.guidance, settings.frames)
     guidance = guidance.to(latents.device, latents.dtype).reshape(1, -1, 1, 1, 1)
     for t in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(latents, t)
+        scaled = scheduler.scale_model_input(latents, t).to(dtype)
         output = _guided(denoiser, scaled, t, conditions, guidance if settings.guidance > 1 else None)
-        latents = scheduler.step(output, t, latents).prev_sample
+        latents = scheduler.step(output.to(latents.dtype), t, latents).prev_sample
     return latents
 
 
@@ -170,15 +177,15 @@ def _call(denoiser: nn.Module, scaled: Tensor, t: Tensor, conditions: Conditions
 
 
 def _encode_upcast(pipeline: Any, encode: Any) -> Tensor:
-    """SVD's VAE overflows in half precision: as the stock call, encode in single."""
-    upcast = pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast
-    if not upcast:
+    """SVD's VAE asks for float32 (float16 overflows): as the stock call does, and in bfloat16 likewise."""
+    dtype = pipeline.vae.dtype
+    if working_dtype(dtype) == dtype or not pipeline.vae.config.force_upcast:
         return encode()
     pipeline.vae.to(dtype=torch.float32)
     try:
-        return encode().half()
+        return encode().to(dtype)
     finally:
-        pipeline.vae.to(dtype=torch.float16)
+        pipeline.vae.to(dtype=dtype)
 
 
 def _generator(seed: int) -> torch.Generator:

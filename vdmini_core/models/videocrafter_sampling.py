@@ -17,6 +17,7 @@ from torch import Tensor
 from vdmini_core.errors import ModelError
 from vdmini_core.models.base import Conditions, SamplingSettings
 from vdmini_core.models.pixels import clips_of, pixels_of
+from vdmini_core.models.precision import working_dtype
 from vdmini_core.models.t2v_pipeline import guided_noise
 from vdmini_core.models.t2v_schedulers import ConsistencyScheduler, RescaledDDIMScheduler
 
@@ -56,8 +57,9 @@ def unit_noise(denoiser: Any, settings: SamplingSettings, seeds: Sequence[int]) 
     """Unit noise (B, F, C, h, w): the first that the stock call draws from each clip's generator."""
     parameter = next(denoiser.parameters())
     shape = (1, denoiser.config.in_channels, settings.frames, *settings.latent_size)
-    rows = [torch.randn(shape, generator=_generator(seed), dtype=parameter.dtype) for seed in seeds]
-    return torch.cat(rows).transpose(1, 2).contiguous().to(parameter.device)
+    dtype = working_dtype(parameter.dtype)
+    rows = [torch.randn(shape, generator=_generator(seed), dtype=dtype) for seed in seeds]
+    return torch.cat(rows).transpose(1, 2).contiguous().to(parameter.device, parameter.dtype)
 
 
 def encode_clips(pipeline: Any, clips_BFHWC: Tensor) -> Tensor:
@@ -117,15 +119,16 @@ def sample(
             expected="ConsistencyScheduler or RescaledDDIMScheduler",
             found=type(scheduler).__name__,
         )
-    current = final = noise_BFChw.transpose(1, 2).contiguous()
+    dtype = noise_BFChw.dtype
+    current = final = noise_BFChw.transpose(1, 2).contiguous().to(working_dtype(dtype))
     generators = [_generator(int(seed)) for seed in conditions.tensors["seed"]]
     for generator in generators:  # past the noise that sampling starts from
         torch.randn(current[:1].shape, generator=generator, dtype=current.dtype)
     scheduler.set_timesteps(settings.steps, device=current.device)
     two_passes = takes_two_passes(denoiser, settings)
     for t in scheduler.timesteps:
-        output = guided_noise(denoiser, current, t, conditions.tensors, two_passes)
-        step = scheduler.step(output, t, current, generator=generators)
+        output = guided_noise(denoiser, current.to(dtype), t, conditions.tensors, two_passes)
+        step = scheduler.step(output.to(current.dtype), t, current, generator=generators)
         current, final = step.prev_sample, step.denoised
     clean = final if isinstance(scheduler, ConsistencyScheduler) else current
     return clean.transpose(1, 2)

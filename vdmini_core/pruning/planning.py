@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -67,6 +68,13 @@ def _checked(choices: dict[str, Any]) -> PlanParams:
     """The choices as parameters; what contradicts itself or would be ignored is refused."""
     budgets = [key for key in choices if key.startswith("max_")]
     recipe = choices.get("recipe")
+    if recipe is not None and recipe not in (known := get_args(PlanParams.model_fields["recipe"].annotation)):
+        near = difflib.get_close_matches(str(recipe), known, n=1)
+        raise PlanError(
+            f"there is no recipe {recipe}",
+            expected=", ".join(known),
+            fix=f"did you mean {near[0]}?" if near else "",
+        )
     if budgets and recipe in (None, *FIXED_RECIPES):
         raise PlanError(
             f"{', '.join(budgets)}: a budget needs a recipe that follows it",

@@ -23,6 +23,7 @@ from vdmini_core.errors import ModelError
 from vdmini_core.models.base import Conditions, SamplingSettings
 from vdmini_core.models.dit.clip_family import ClipFamily
 from vdmini_core.models.inputs import ClipInputs, clip_seeds
+from vdmini_core.models.precision import working_dtype
 from vdmini_core.models.registry import register_family
 
 # The schedule that all published CogVideoX share, but for the shift of its signal-to-noise ratio.
@@ -101,8 +102,9 @@ class CogVideoXFamily(ClipFamily):
         parameter = next(denoiser.parameters())
         frames = whole_tokens(denoiser.config, settings.latent_frames)
         shape = (1, frames, denoiser.config.in_channels, *settings.latent_size)
-        rows = [torch.randn(shape, generator=_generator(seed), dtype=parameter.dtype) for seed in seeds]
-        return torch.cat(rows).to(parameter.device)
+        dtype = working_dtype(parameter.dtype)
+        rows = [torch.randn(shape, generator=_generator(seed), dtype=dtype) for seed in seeds]
+        return torch.cat(rows).to(parameter.device, parameter.dtype)
 
     def denoise(
         self, denoiser: nn.Module, noisy_BFChw: Tensor, sigma_B: Tensor, conditions: Conditions
@@ -130,7 +132,7 @@ class CogVideoXFamily(ClipFamily):
         latents, tensors = noise_BFChw, conditions.tensors
         generators = [_generator(int(seed)) for seed in tensors["seed"]]
         for generator in generators:  # past the noise that sampling starts from
-            torch.randn(latents[:1].shape, generator=generator, dtype=latents.dtype)
+            torch.randn(latents[:1].shape, generator=generator, dtype=working_dtype(latents.dtype))
         scheduler.set_timesteps(settings.steps, device=latents.device)
         clean, before = None, None  # what DPM-Solver's second order looks back at
         with torch.no_grad():

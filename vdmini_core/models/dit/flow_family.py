@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vdmini_core.models.base import Conditions, SamplingSettings
 from vdmini_core.models.dit import flow
 from vdmini_core.models.dit.clip_family import ClipFamily
+from vdmini_core.models.precision import dtype_of
 
 TIMESTEPS = 1000.0  # of the schedulers: flow time 1
 
@@ -44,7 +45,7 @@ class FlowFamily(ClipFamily):
         parameter = next(denoiser.parameters())
         shape = (1, denoiser.config.in_channels, settings.latent_frames, *settings.latent_size)
         rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.cat(rows).transpose(1, 2).contiguous().to(parameter.device, parameter.dtype)
+        return torch.cat(rows).transpose(1, 2).contiguous().to(parameter.device, dtype_of(denoiser))
 
     def denoise(
         self, denoiser: nn.Module, noisy_BFChw: Tensor, sigma_B: Tensor, conditions: Conditions
@@ -66,7 +67,7 @@ class FlowFamily(ClipFamily):
     ) -> Tensor:
         """Unit noise -> clean scaled latents (B, F, C, h, w), as the stock call steps; no gradients."""
         scheduler: Any = copy.deepcopy(pipeline.scheduler)
-        dtype = next(denoiser.parameters()).dtype
+        dtype = dtype_of(denoiser)
         latents = noise_BFChw.transpose(1, 2).contiguous().float()
         self.set_timesteps(scheduler, settings, latents.device)
         scheduler.set_begin_index(0)
