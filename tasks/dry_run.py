@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.dry_run_recovery import examine_recovery
 from tasks.dry_run_step import LATER, MISSING, Step, count_of, refusal, step, work
-from tasks.dry_run_teacher import Architecture, examine_teacher
+from tasks.dry_run_teacher import examine_teacher
 from tasks.dry_run_time import also, encoding_and_validation, time_of
+from tasks.recovery_case import Architecture
 from vdmini_core.errors import DataError, ModelError, PlanError, VDMiniError
 from vdmini_core.params import FIXED_RECIPES, Params
 

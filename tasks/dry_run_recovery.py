@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tasks.dry_run_step import LATER, Step, count_of, step
+from tasks.recovery_case import recovery_case
 from vdmini_core.errors import ModelError
-from vdmini_core.params import FIXED_RECIPES, Params
+from vdmini_core.params import Params
 
 if TYPE_CHECKING:
-    from tasks.dry_run_teacher import Architecture
+    from tasks.recovery_case import Architecture
     from vdmini_core.distillation.cost.estimate import Case, Estimate
-    from vdmini_core.pruning.plan import Plan
 
 
 def examine_recovery(params: Params, known: Architecture) -> Step:
@@ -55,30 +55,6 @@ def _steps(params: Params, depth: str) -> str:
         f"({seen:.3g} times through the training clips), {distill.precision}"
     )
     return "; ".join(parts)
-
-
-def recovery_case(params: Params, known: Architecture, made: Plan | None = None) -> Case:
-    """The recovery to be judged, at the depth that `distill.depth` means for its cut.
-
-    Args:
-        params: whose.
-        known: the teacher at the size of the clips.
-        made: the plan; None: by `params.plan`; of a cut that only a profile knows the paper's stands in.
-    """
-    from vdmini_core.distillation.cost.estimate import Case
-    from vdmini_core.distillation.cost.rehearsal import Choices
-    from vdmini_core.distillation.depth import depth_for
-    from vdmini_core.params import PlanParams
-    from vdmini_core.pruning.recipes import make_plan
-
-    if made is None:
-        plan = params.plan if params.plan.recipe in FIXED_RECIPES else PlanParams(recipe="paper")
-        units = known.family.units(known.denoiser, known.settings)
-        seed = params.base.seed
-        made = make_plan(plan, known.family, known.denoiser, units, None, known.settings, seed)
-    distill = params.distill.model_copy(update={"depth": depth_for(params.distill, made)})
-    choices = Choices.from_params(distill)
-    return Case(known.family, known.denoiser, made, distill, known.settings, choices)
 
 
 def _way_out(case: Case, found: Estimate) -> str:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from tasks.dry_run_step import MISSING, Step, count_of, refusal, step
+from tasks.recovery_case import Architecture
 from vdmini_core.errors import ModelError, VDMiniError
 from vdmini_core.params import Params
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from vdmini_core.models.base import Family, SamplingSettings
+    pass
 
 # Repositories of the hub whose architecture is built in, so that it is known before they are downloaded.
 HUB_ARCHITECTURES = {
@@ -28,16 +26,6 @@ HUB_ARCHITECTURES = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "wan2.1-t2v-1.3b",
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": "wan2.1-t2v-14b",
 }
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A teacher as far as it is known without its weights."""
-
-    family: Family
-    denoiser: nn.Module
-    vae: nn.Module
-    settings: SamplingSettings
 
 
 def examine_teacher(root: Path, params: Params) -> tuple[Step, Architecture | None]:

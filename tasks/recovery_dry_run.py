@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.recovery_case import Architecture, case_of
 from vdmini_core.errors import ModelError
 from vdmini_core.params import FIXED_RECIPES, Params
 
 if TYPE_CHECKING:
-    from tasks.dry_run_teacher import Architecture
     from vdmini_core.distillation.cost.devices import Device
     from vdmini_core.distillation.cost.estimate import Case, Estimate
     from vdmini_core.models.base import SamplingSettings
@@ -43,8 +43,6 @@ def wanted_case(root: Path, params: Params, wanted: Wanted) -> tuple[Case, str, 
     Raises:
         ModelError: where the architecture is not known before the weights are here, or cannot take the clips.
     """
-    from tasks.recovery_cost import case_of, make_case
-
     plan, clip = wanted.plan, (wanted.frames, wanted.size)
     pipeline = root / "artifacts" / "teacher" / "pipeline"
     if wanted.teacher is not None:
@@ -128,3 +126,33 @@ def settings_text(settings: SamplingSettings, plan: Plan) -> str:
         f"{plan.family}, {plan.recipe}: {plan.params_ratio:.1%} of the parameters, {plan.flops_ratio:.1%} "
         f"of the FLOPs; clips of {settings.frames} x {settings.height} x {settings.width}"
     )
+
+
+def make_case(
+    params: Params,
+    teacher: str,
+    plan: Path | None,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    *,
+    fitted: bool = False,
+) -> Case:
+    """A teacher's directory or built-in name, and a plan, as a case; no weights are read.
+
+    Args:
+        params: what is to be recovered, and by which recipe where there is no plan.
+        teacher: directory or built-in name.
+        plan: plan.json; None: by `params.plan`, or the paper's where only a profile would decide.
+        frames: of a clip; before all else.
+        size: (height, width) of a clip; before all else.
+        fitted: clips as `params.prepare` says, not as the model's own settings say.
+
+    Raises:
+        ModelError: for no such teacher, a size that it cannot take, or a plan for another one.
+    """
+    from tasks.teacher import fitted_settings
+    from vdmini_core.models.inspect import load_architecture
+
+    family, denoiser, vae, own = load_architecture(teacher)
+    settings = fitted_settings(params, own) if fitted else own
+    return case_of(params, Architecture(family, denoiser, vae, settings), plan, frames, size)

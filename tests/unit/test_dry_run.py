@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tasks.dry_run import examine_run, is_complete
-from tasks.dry_run_recovery import recovery_case
 from tasks.dry_run_step import LATER, MISSING, READY, Step, work
 from tasks.dry_run_teacher import examine_teacher
 from tasks.project import lay_out, preview_params, template_folder
+from tasks.recovery_case import recovery_case
 from tests.flows.conftest import vdmini
 from vdmini_core.distillation.cost import devices
 from vdmini_core.distillation.cost.estimate import estimate

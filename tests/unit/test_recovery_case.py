@@ -9,8 +9,8 @@ import pytest
 import svd_toys
 
 from tasks.project import preview_params, template_folder
-from tasks.recovery_cost import check_memory, make_case
-from tasks.recovery_dry_run import Wanted, wanted_case
+from tasks.recovery_cost import check_memory
+from tasks.recovery_dry_run import Wanted, make_case, wanted_case
 from tasks.stage import QuietMonitor, StageJob
 from vdmini_core.params import Params
 

@@ -207,7 +207,7 @@ def test_dry_run_prints_json_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_size_that_the_teacher_cannot_take_is_refused(tmp_path: Path) -> None:
-    from tasks.recovery_cost import make_case
+    from tasks.recovery_dry_run import make_case
     from vdmini_core.params import Params
 
     svd_toys.tiny_pipeline().save_pretrained(tmp_path)
