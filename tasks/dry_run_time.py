@@ -49,7 +49,9 @@ def encoding_and_validation(params: Params, step: Step, decoding: float | None, 
     if params.base.hardware is None or distill.depth == "none":
         return step
     does, clips = step.does, prepare.clips.train
-    if distill.inputs == "latents" and decoding is not None:
+    if distill.inputs == "latents" and decoding is None:
+        does += f"; encoding {clips:,} clips before it, which is not counted for this autoencoder"
+    elif distill.inputs == "latents" and decoding is not None:
         per_shard = shard_clips((clips, prepare.frames, prepare.height, prepare.width, 3))
         gpus = max(1, crew_size(distill.encode_workers, -(-clips // per_shard)))
         does += f"; encoding {clips:,} clips before it{time_of(params, clips * decoding, gpus)}"

@@ -42,6 +42,8 @@ def test_a_seed_means_the_same_clip_in_half_precision(name: str, tmp_path: Path)
         family = family_of(pipeline)
         denoiser: nn.Module = getattr(pipeline, family.denoiser_name)
         settings = replace(pipeline_settings(pipeline), **SMALL, frames=FRAMES.get(name, 2))
+        if name == "ltx-video":  # its encoder halves more often, its scheduler has no single step
+            settings = replace(settings, height=64, width=64, steps=2)
         first = torch.randint(
             0, 256, (1, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
         )
