@@ -273,8 +273,9 @@ def _keep(root: Path, folder: Path, version: ModelVersion, result: Rescore) -> R
         metrics = finished(folder, "evaluate")["metrics"]
         numbers = {key: float(value) for key, value in metrics.items() if is_number(value)}
         client.log_batch(run_id, metrics=[Metric(key, value, _now(), 0) for key, value in numbers.items()])
-        if version.model_id:
-            client.log_metric(run_id, f"fresh_{MEASURE}", result.fvd_real, model_id=version.model_id)
+        kind, _, model_id = str(version.source).partition(":/")
+        if kind == "models":  # as `register` writes it; a version in a database names no `model_id` itself
+            client.log_metric(run_id, f"fresh_{MEASURE}", result.fvd_real, model_id=model_id)
         client.log_artifact(run_id, str(out / "metrics.json"))
         if (out / "videos").is_dir():
             client.log_artifacts(run_id, str(out / "videos"), "videos")

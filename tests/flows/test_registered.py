@@ -201,6 +201,8 @@ def test_on_fresh_clips_it_is_measured_once_a_week_and_the_result_stays_with_it(
     assert (run.data.tags["vdmini.model_version"], run.info.status) == (str(version.version), "FINISHED")
     clips = read_json(finished_project / "artifacts" / "evaluate" / "metrics.json")["passport"]["fvd"]
     assert run.data.params["clips_sha256"] != clips["real"]["data"]
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    assert {metric.key: metric.value for metric in model.metrics}["fresh_fvd_real"] == told["fvd_real"]
     named = "tags.`vdmini.week` = '2026-W48'"
     assert len(client.search_runs([run.info.experiment_id], named)) == 1
     assert not list((finished_project / ".vdmini" / "rescore").glob("vdmini-nano*"))
