@@ -17,13 +17,14 @@ from torch import Tensor
 
 from vdmini_core.errors import ModelError
 from vdmini_core.models.fps_unet import guidance_embedding
+from vdmini_core.models.registry import TURBO_DEFAULTS, VIDEOCRAFTER2_DEFAULTS
 
 TRAINED_TIMESTEPS = 1000
 MOTION_GUIDANCE = 0.05
 # How the originals' own scripts sample: the pipeline's defaults, and what conversion writes to vdmini.json.
 SAMPLING: dict[str, dict[str, Any]] = {
-    "videocrafter2": {"fps": 28, "num_inference_steps": 50, "guidance": 12.0},
-    "t2v-turbo-v2": {"fps": 16, "num_inference_steps": 8, "guidance": 7.5},
+    kind: {"fps": int(own["fps"]), "num_inference_steps": own["steps"], "guidance": own["guidance"]}
+    for kind, own in (("videocrafter2", VIDEOCRAFTER2_DEFAULTS), ("t2v-turbo-v2", TURBO_DEFAULTS))
 }
 MOTION_SHARE = 0.3  # of the timesteps, from the noisiest on, in which motion guidance is on
 
