@@ -142,7 +142,7 @@ def test_the_pages_have_no_gap(survivor: Survivor) -> None:
     progress = next(a for a in artifacts if a["key"] == "vdmini-progress")
     assert progress["data"] == 100.0
     (run,) = [run for run in _runs(survivor.setup) if run["info"]["run_name"] == "distill"]
-    path = f"/metrics/get-history?run_id={run['info']['run_id']}&metric_key=task"
+    path = f"/metrics/get-history?run_id={run['info']['run_id']}&metric_key=loss%2Ftask"
     steps = {int(row["step"]) for row in mlflow(survivor.setup, path)["metrics"]}
     assert len(steps) == 6, "every step of the recovery"
 
