@@ -16,12 +16,14 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from mlflow.tracking import MlflowClient
 
 from flows.services import checks
 from flows.services.control import states
 from flows.services.setup import Setup
 from tasks.stage import REPRODUCIBLE, STAGES
+from tests.check_project import ROOT
 from tests.flows.conftest import environment, vdmini
 from tests.flows.test_promotion import race
 from tests.services.team import dump, files_with, mlflow, prefect, team
@@ -209,6 +211,49 @@ def test_a_schedule_fires_and_a_run_without_changes_is_short(told: tuple[Path, S
     assert done[0]["auto_scheduled"] and done[0]["total_run_time"] < 60
     summary = [a["data"] for a in prefect(setup, "/artifacts/filter", {}) if a["key"] == "vdmini-summary"]
     assert any(text.count("up to date") == len(STAGES) for text in summary), summary
+
+
+def test_prefect_yaml_is_taken_by_a_real_server(told: tuple[Path, Setup, str]) -> None:
+    _, setup, _ = told
+    wanted = {d["name"]: d for d in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+    prefect(setup, "/work_pools/", {"name": "vdmini", "type": "process"})
+    _prefect(setup, "--no-prompt", "deploy", "--all")
+    found = [d for d in prefect(setup, "/deployments/filter", {}) if d["work_pool_name"] == "vdmini"]
+    assert {d["name"] for d in found} == set(wanted)
+    for deployed in found:
+        asked = wanted[deployed["name"]]
+        assert deployed["entrypoint"] == asked["entrypoint"] and deployed["parameters"] == asked["parameters"]
+        schedules = [(s["schedule"]["cron"], s["active"]) for s in deployed["schedules"]]
+        assert schedules == [(s["cron"], s["active"]) for s in asked.get("schedules", [])]
+        assert (deployed["global_concurrency_limit"] or {}).get("limit") == 1
+
+
+@pytest.mark.long
+def test_a_worker_runs_what_was_deployed(told: tuple[Path, Setup, str]) -> None:
+    root, setup, _ = told
+    found = prefect(setup, "/deployments/filter", {})
+    (gate,) = [d for d in found if d["name"] == "on-demand" and d["work_pool_name"] == "vdmini"]
+    parameters = {"root": str(root), "profile": None, "reason": "asked by a worker"}
+    run = prefect(setup, f"/deployments/{gate['id']}/create_flow_run", {"parameters": parameters})
+    _prefect(setup, "worker", "start", "--pool", "vdmini", "--run-once")
+    ended = prefect(setup, f"/flow_runs/{run['id']}")
+    assert ended["state_type"] == "COMPLETED", ended["state"]
+    champion = mlflow(setup, "/registered-models/alias?name=vdmini-nano&alias=champion")["model_version"]
+    assert champion["version"] == "1"
+    assert "asked by a worker" in {tag["key"]: tag["value"] for tag in champion["tags"]}["vdmini.forced"]
+
+
+def _prefect(setup: Setup, *arguments: str) -> None:
+    """The command itself, in the checkout."""
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("prefect")), *arguments],
+        cwd=ROOT,
+        env=environment(**setup.client_settings()),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _all_of(found: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from vdmini_core.params import Params
 from vdmini_core.report import page as page_module
 from vdmini_core.report.facts import NOT_MEASURED, ROWS, comparison, headline
 from vdmini_core.report.page import inline_svg, render_report
+from vdmini_core.report.tables import SHARES, write_tables
 from vdmini_core.report.verdicts import verdicts
 
 HOSTILE = 'evil/<script>alert("1")</script>.mp4'
@@ -235,11 +237,33 @@ def test_inline_svg_follows_the_page_and_keeps_its_ids_apart() -> None:
     assert 'xlink:href="#p-one" clip-path="url(#p-two)"' in inlined
 
 
-def test_the_stage_writes_one_file(built: Path, tmp_path: Path) -> None:
+def test_the_stage_writes_one_page_and_the_tables(built: Path, tmp_path: Path) -> None:
     monitor = QuietMonitor()
     out = tmp_path / "out"
     out.mkdir()
     outcome = run(StageJob(built.parent, Params(), out, tmp_path, monitor))
-    assert [path.name for path in out.iterdir()] == ["index.html"]
+    assert sorted(path.name for path in out.iterdir()) == ["index.html", "tables"]
     assert "artifacts/report/index.html" in monitor.notes[0]
     json.dumps(outcome.timing)
+
+
+def test_tables_hold_what_two_commits_are_compared_by(built: Path, tmp_path: Path) -> None:
+    written = write_tables(built, tmp_path)
+    assert {path.name for path in written} == {path.name for path in tmp_path.iterdir()}
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    source = json.loads((built / "evaluate" / "metrics.json").read_text())
+    assert metrics["recovered"]["fvd_teacher"] == source["recovered"]["fvd_teacher"]
+    assert set(metrics) <= {*SHARES, "teacher", "pruned", "recovered"}
+    assert all(isinstance(value, float) for row in ("pruned", "recovered") for value in metrics[row].values())
+    tables = {path.stem: list(csv.DictReader(path.open())) for path in written if path.suffix == ".csv"}
+    losses = [json.loads(line) for line in (built / "distill" / "losses.jsonl").read_text().splitlines()]
+    assert [float(row["total"]) for row in tables["recovery"]] == [row["total"] for row in losses]
+    units = json.loads((built / "profile" / "sensitivity.json").read_text())["units"]
+    assert [row["unit"] for row in tables["sensitivity"]] == [unit["name"] for unit in units]
+    assert {row["fate"] for row in tables["sensitivity"]} == {"kept", "removed"}
+
+
+def test_tables_of_an_empty_folder_have_a_head_alone(tmp_path: Path) -> None:
+    write_tables(tmp_path / "nothing", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == {}
+    assert (tmp_path / "out" / "frontier.csv").read_text().count("\n") == 1
