@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.stage import StageJob
-from vdmini_core.artifacts import sha256_file
+from vdmini_core.artifacts import code_version, digest_of, sha256_file
 from vdmini_core.errors import DataError, TrainingError
 from vdmini_core.progress import track
 
@@ -96,11 +97,10 @@ def encode_inputs(job: StageJob, settings: SamplingSettings) -> Path:
     from vdmini_core.models.registry import family_of
 
     teacher, prepared = job.artifact("teacher"), job.artifact("prepare")
-    folder = (job.work / "latents").resolve()
     prompts = prompts_of(job, family_of(teacher / "pipeline"), "train")
     shape = stored_clips(prepared, "train").shape
     if job.params.distill.inputs == "videos":
-        return folder
+        return job.work / "latents"  # never made
     identity: dict[str, Any] = {
         "clips": split_digest(prepared, "train"),
         "teacher": sha256_file(teacher / "manifest.json"),
@@ -110,23 +110,46 @@ def encode_inputs(job: StageJob, settings: SamplingSettings) -> Path:
         identity["precision"] = job.params.sampling.precision
     if prompts is not None:
         identity["prompts"] = list(prompts)
+    spec = EncodeSpec(
+        teacher=str((teacher / "pipeline").resolve()),
+        prepared=str(prepared.resolve()),
+        settings=asdict(settings),
+        seed=job.params.base.seed,
+        device=device_of(job),
+        # whatever the number of workers, for the sake of the bytes
+        threads=job.params.base.threads,
+        precision=job.params.sampling.precision,
+    )
+    folder = latents_folder(
+        job, {**identity, "device": spec.device, "threads": spec.threads, "seed": spec.seed}
+    )
     missing = missing_shards(folder, shape, identity)
     if missing:
-        spec = EncodeSpec(
-            teacher=str((teacher / "pipeline").resolve()),
-            prepared=str(prepared.resolve()),
-            settings=asdict(settings),
-            seed=job.params.base.seed,
-            device=device_of(job),
-            # whatever the number of workers, for the sake of the bytes
-            threads=job.params.base.threads,
-            precision=job.params.sampling.precision,
-        )
         made = _made(spec, folder, missing, job.params.distill.encode_workers)
         for _ in track(made, "encode clips", len(missing), "shard"):
             pass
     complete(folder, shape[0])
     return folder
+
+
+def latents_folder(job: StageJob, identity: dict[str, Any]) -> Path:
+    """Where the latents of these inputs lie; what belongs to others is let go.
+
+    They stay when the stage is done and depend on nothing that a recovery is tuned by, so that the next loss
+    weights, rates or cut find them; with `distill.keep_latents: false` they are scratch of this one stage.
+
+    Args:
+        job: the stage; it holds the project's lock, so nobody reads what is removed here.
+        identity: everything the bytes depend on, but for the code, which is added.
+    """
+    if not job.params.distill.keep_latents:
+        return (job.work / "latents").resolve()
+    home = job.root / ".vdmini" / "latents"
+    folder = home / digest_of({**identity, "code": code_version()})[:16]
+    for other in home.iterdir() if home.is_dir() else ():
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder.resolve()
 
 
 def recovery_source(inputs: str, latents: Path, spec: EncodeSpec, teacher: nn.Module) -> RecoverySource:

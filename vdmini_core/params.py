@@ -237,6 +237,9 @@ class DistillParams(Section):
     inputs: Literal["latents", "videos"] = Field(
         "latents", description="latents: encoded once, beforehand; videos: by each worker, batch by batch"
     )
+    keep_latents: bool = Field(
+        True, description="keep them in .vdmini/latents for the next recovery from the same clips and teacher"
+    )
     encode_workers: int = Field(
         0, ge=0, le=256, description="Ray Data workers that make the latents; 0: this process makes them"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tasks.stage import QuietMonitor, StageJob
 from vdmini_core.artifacts import tree_digests, write_json
 from vdmini_core.data.clips import save_clips
 from vdmini_core.distillation.latents import StoredLatents, shard_path
+from vdmini_core.models.base import SamplingSettings
 from vdmini_core.models.registry import load_settings, save_pipeline
 from vdmini_core.params import Params
 from vdmini_core.teacher.architecture import build_pipeline
@@ -20,8 +22,10 @@ from vdmini_core.teacher.architecture import build_pipeline
 COUNT = 25  # four shards, two a worker
 
 
-def job_of(root: Path, name: str, workers: int) -> StageJob:
-    params = Params.model_validate({"base": {"threads": 1}, "distill": {"encode_workers": workers}})
+def job_of(root: Path, name: str, workers: int, **distill: Any) -> StageJob:
+    params = Params.model_validate(
+        {"base": {"threads": 1}, "distill": {"encode_workers": workers, "keep_latents": False, **distill}}
+    )
     work = root / name
     work.mkdir(exist_ok=True)
     return StageJob(root, params, root / "out", work, QuietMonitor())
@@ -48,3 +52,17 @@ def test_two_workers_make_the_bytes_of_this_process_and_what_is_there_stays(tmp_
     shard_path(there, 0).unlink()
     encode_inputs(job_of(tmp_path, "there", 2), settings)
     assert shard_path(there, 8).stat().st_mtime_ns == kept and tree_digests(there) == tree_digests(here)
+    _stay_for_the_next_recovery(tmp_path, settings)
+
+
+def _stay_for_the_next_recovery(root: Path, settings: SamplingSettings) -> None:
+    """Other loss weights find them, whatever key the stage then has; another seed's take their place."""
+    kept = encode_inputs(job_of(root, "first", 0, keep_latents=True), settings)
+    made = {path.name: path.stat().st_mtime_ns for path in kept.glob("*.safetensors")}
+    assert len(made) == 4
+    again = encode_inputs(job_of(root, "second", 0, keep_latents=True, lambda_icd=3.0, steps=7), settings)
+    assert again == kept and {p.name: p.stat().st_mtime_ns for p in kept.glob("*.safetensors")} == made
+    job = job_of(root, "third", 0, keep_latents=True)
+    seeded = job.params.model_copy(update={"base": job.params.base.model_copy(update={"seed": 5})})
+    other = encode_inputs(replace(job, params=seeded), settings)
+    assert other != kept and not kept.exists() and other.parent == root / ".vdmini" / "latents"
