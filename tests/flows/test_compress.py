@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tasks.stage import REPRODUCIBLE, STAGES
 from tasks.tracking import connect
@@ -49,6 +51,23 @@ def test_the_run_leaves_every_output_and_a_clean_dvc_status(finished_project: Pa
 def test_a_second_run_does_nothing(finished_project: Path) -> None:
     summary = json.loads(vdmini(finished_project, "run", "--json").stdout)
     assert {row["fate"] for row in summary["stages"]} == {"up to date"}
+
+
+def test_dvc_compares_by_tables_that_have_what_its_pipeline_file_names(finished_project: Path) -> None:
+    from dvc.repo import Repo
+
+    with Repo(str(finished_project)) as repo:
+        ((path, found),) = repo.metrics.show()[""]["data"].items()
+    assert path == "artifacts/report/tables/metrics.json"
+    figures, source = found["data"], read_json(finished_project / "artifacts" / "evaluate" / "metrics.json")
+    assert figures["recovered"]["fvd_real"] == source["recovered"]["fvd_real"]
+    named = yaml.safe_load((finished_project / "dvc.yaml").read_text())["plots"]
+    for plot in (plot for entry in named for plot in entry.values()):
+        ((table, columns),) = plot["y"].items()
+        with (finished_project / table).open() as file:
+            rows = list(csv.DictReader(file))
+        wanted = [plot["x"], *([columns] if isinstance(columns, str) else columns)]
+        assert rows and all(row[column] != "" for row in rows for column in wanted), table
 
 
 @pytest.mark.usefixtures("prefect_server")
