@@ -157,8 +157,9 @@ def build(
     """Models from their directories, and the step around them."""
     params, settings = DistillParams.model_validate(spec.params), SamplingSettings(**spec.settings)
     family = family_of(Path(spec.teacher))
-    place = device if mesh is None else torch.device("cpu")  # FSDP2 moves each worker's parts
-    teacher, student = (load_denoiser(folder, place) for folder in (spec.teacher, spec.student))
+    # FSDP2 moves each worker's parts from the files; of whole copies a node would need one for every worker
+    load = partial(load_denoiser, device=device) if mesh is None else partial(load_denoiser, mapped=True)
+    teacher, student = (load(folder) for folder in (spec.teacher, spec.student))
     encoder = EncodeSpec(
         spec.teacher, spec.prepared, spec.settings, spec.seed, str(device), spec.threads, spec.precision
     )

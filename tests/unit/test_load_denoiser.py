@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import svd_toys
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DModel, UNetSpatioTemporalConditionModel
 from safetensors.torch import load_file, save_file
 from videocrafter_toys import tiny_unet
 
@@ -67,3 +70,36 @@ def test_the_loader_knows_every_family(tmp_path):
     assert type(load_denoiser(bundled_teacher_path("mini"))).__name__ == "UNetSpatioTemporalConditionModel"
     half = load_denoiser(tmp_path / "stock", dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_mapped_weights_take_no_memory_of_the_process(tmp_path: Path) -> None:
+    """Processes of one machine share the file's pages; a copy is what `load_denoiser` otherwise makes."""
+    small = {"block_out_channels": (64, 128), "num_attention_heads": (2, 4), "cross_attention_dim": 64}
+    blocks = {
+        "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+    }
+    UNetSpatioTemporalConditionModel(**small, **blocks, layers_per_block=2).to(
+        torch.bfloat16
+    ).save_pretrained(tmp_path / "unet")
+    size = sum(path.stat().st_size for path in (tmp_path / "unet").glob("*.safetensors"))
+    probe = (
+        "import re, sys\n"
+        "from vdmini_core.models import load_denoiser\n"
+        "import diffusers.models.unets.unet_spatio_temporal_condition\n"
+        "told = lambda: open('/proc/self/status').read()\n"
+        "own = lambda: 1024 * int(re.search(r'RssAnon:\\s+(\\d+)', told())[1])\n"
+        "load_denoiser(sys.argv[1], mapped=True); before = own()\n"
+        "kept = [load_denoiser(sys.argv[1], mapped=sys.argv[2] == '1') for _ in range(3)]\n"
+        "print((own() - before) // 3)"
+    )
+    taken = {}
+    for mapped in "10":
+        command = [sys.executable, "-c", probe, str(tmp_path), mapped]
+        taken[mapped] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert taken["1"] < 0.3 * size and taken["0"] > 1.5 * size, (taken, size)
+
+
+def test_mapped_weights_are_asked_for_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="as they are stored"):
+        load_denoiser(tmp_path, dtype=torch.bfloat16, mapped=True)

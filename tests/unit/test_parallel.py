@@ -13,8 +13,9 @@ import torch.multiprocessing as mp
 from recovery_toys import toy_unet
 
 from vdmini_core.distillation.sharded_state import averaged_weights
-from vdmini_core.distillation.sharding import blocks_of, shard_teacher, skeleton_of
+from vdmini_core.distillation.sharding import blocks_of, shard_student, shard_teacher, skeleton_of
 from vdmini_core.errors import TrainingError
+from vdmini_core.models import load_denoiser
 
 LOSSES = ("total", "task", "icd", "mca_generator", "mca_discriminator")
 
@@ -116,3 +117,26 @@ def test_a_whole_state_is_not_taken_for_parts(tmp_path: Path) -> None:
     step = work.whole()
     with pytest.raises(TrainingError, match="another run"):
         work.load_sharded(step, tmp_path, step.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_are_taken_from_weights_that_lie_in_their_file(dtype: torch.dtype, tmp_path: Path) -> None:
+    """As from memory, bit for bit, in float32; and nothing keeps the whole."""
+    toy_unet(3, levels=2).to(dtype).save_pretrained(tmp_path / "unet")
+    inputs = {
+        "sample": torch.randn(1, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0)),
+        "timestep": torch.tensor(0.5),
+        "encoder_hidden_states": torch.ones(1, 1, toy_unet(3, levels=2).config.cross_attention_dim),
+        "added_time_ids": torch.ones(1, 3),
+    }
+    with work.group(tmp_path / "store", 0, 1) as mesh, torch.no_grad():
+        found = []
+        for mapped in (True, False):
+            teacher, student = (load_denoiser(tmp_path, mapped=mapped) for _ in range(2))
+            assert {p.dtype for p in student.parameters()} == {dtype if mapped else torch.float32}
+            shard_teacher(teacher, mesh, "fp32")
+            shard_student(student, mesh, "fp32")
+            for model in (teacher, student):
+                assert {p.dtype for p in model.parameters()} == {torch.float32}
+                found.append(model(**inputs, return_dict=False)[0])
+        assert all(torch.equal(found[0], other) for other in found[1:])

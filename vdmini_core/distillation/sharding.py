@@ -37,8 +37,9 @@ def blocks_of(model: nn.Module) -> list[str]:
 
 
 def shard_student(student: nn.Module, mesh: DeviceMesh, precision: str) -> None:
-    """Spread every block and then the root over `mesh`, in place; parameters are `DTensor`s afterwards."""
+    """Spread every block and then the root over `mesh`, in place; parameters are float32 `DTensor`s then."""
     _shard_blocks(student, mesh, precision)
+    _settle(student, mesh)
     fully_shard(student, mesh=mesh, mp_policy=_policy(precision, mesh.device_type))
 
 
@@ -62,14 +63,24 @@ def shard_teacher(teacher: nn.Module, mesh: DeviceMesh, precision: str, points: 
             fix="use distill.parallel=ddp, or distill.lambda_mca=0",
         )
     _shard_blocks(teacher, mesh, precision)
-    teacher.to(mesh.device_type)  # what is in no block has not been moved
+    _settle(teacher, mesh)
 
 
 def _shard_blocks(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     # True of diffusers' blocks, and without effect: no U-Net changes the output of a block in place.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(.*\) returned a view tensor")
     for path in blocks_of(model):
-        fully_shard(model.get_submodule(path), mesh=mesh, mp_policy=_policy(precision, mesh.device_type))
+        block = model.get_submodule(path)
+        block.to(device=mesh.device_type, dtype=torch.float32)  # one at a time: the rest may lie in its file
+        fully_shard(block, mesh=mesh, mp_policy=_policy(precision, mesh.device_type))
+
+
+def _settle(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Bring what is in no block to the device, in float32 and in memory of its own."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not isinstance(tensor, DTensor):
+            dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            tensor.data = tensor.data.to(mesh.device_type, dtype, copy=True)
 
 
 def _policy(precision: str, device: str) -> MixedPrecisionPolicy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,11 @@ DENOISERS = {
 
 
 def load_denoiser(
-    directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    directory: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    mapped: bool = False,
 ) -> nn.Module:
     """Load the denoiser of a pipeline directory, or of its own directory: frozen, in eval mode.
 
@@ -39,8 +44,12 @@ def load_denoiser(
         directory: pipeline directory (with `unet/` or `transformer/`), or the component's directory.
         device: to put it on.
         dtype: of its weights; float32 where None.
+        mapped: leave the weights in their files, in the precision they are stored in, so that processes of
+            one machine share them and none needs memory for the whole. For FSDP2, which takes its parts
+            from there (`sharding`); computing with them on a CPU may give other last bits (`own_memory`).
 
     Raises:
+        ValueError: `mapped` with a device or dtype.
         ModelError: no denoiser there, an unknown class, pickled weights, or weights that do not fill it.
     """
     import importlib
@@ -49,6 +58,8 @@ def load_denoiser(
 
     from vdmini_core.models.registry import own_memory, quiet_libraries
 
+    if mapped and (torch.device(device).type != "cpu" or dtype is not None):
+        raise ValueError("mapped weights stay on the CPU, as they are stored")
     folder = _component(Path(directory))
     name = read_config(folder / "config.json").get("_class_name")
     if not isinstance(name, str) or name not in DENOISERS:
@@ -65,7 +76,7 @@ def load_denoiser(
         with quiet_libraries():
             model, found = cls.from_pretrained(
                 folder,
-                torch_dtype=dtype or torch.float32,
+                torch_dtype=_stored_dtype(folder) if mapped else dtype or torch.float32,
                 use_safetensors=True,
                 local_files_only=True,
                 variant=None if whole else VARIANT,
@@ -84,9 +95,26 @@ def load_denoiser(
             f"{len(names)} {key.split('_')[0]}: {sorted(map(str, names))[0]}" for key, names in wrong.items()
         )
         raise ModelError(f"the weights in {folder} are not those of its config.json", found=counts)
-    model.to(device).eval().requires_grad_(False)
-    own_memory(model)
+    model.eval().requires_grad_(False)
+    if not mapped:
+        own_memory(model.to(device))
     return model
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """Of the largest tensor; where files mix precisions, the others are converted to it in memory."""
+    import torch
+    from safetensors import safe_open
+
+    stored = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    largest, found = 0, torch.float32
+    for path in sorted(folder.glob(f"{WEIGHTS}*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping: it has no iterator
+                part = file.get_slice(name)
+                if (size := math.prod(part.get_shape())) > largest:
+                    largest, found = size, stored.get(part.get_dtype(), torch.float32)
+    return found
 
 
 def _component(directory: Path) -> Path:
