@@ -7,7 +7,9 @@ a worker draws them, against its parts alone, in turns in one process: the teach
 student's forward and backward pass with its losses, the discriminator (its passes over fake and real clips,
 the way back to the fake, the heads), gradient clipping with optimiser and moving average, and the batch.
 Claimed are medians of ratios within a round: whole step over the sum of its parts, and the batch over the
-whole step. The result is `benchmarks/results/recovery_step-DATE.json`.
+whole step. Then steps in a row as a worker takes them, by the clock on the wall: latents in files, the next
+batch made in a thread beside the present step; claimed is the share of time spent waiting for batches. The
+result is `benchmarks/results/recovery_step-DATE.json`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +29,14 @@ from torch import Tensor
 
 from vdmini_core.artifacts import library_versions, write_json
 from vdmini_core.bundled import bundled_teacher_path
+from vdmini_core.data.clip_source import as_source
+from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seeds
+from vdmini_core.distillation.ahead import BatchesAhead
 from vdmini_core.distillation.cost.batch import meta_batch
 from vdmini_core.distillation.data import RecoveryBatch, RecoveryBatches, RecoveryData
+from vdmini_core.distillation.encoding import ClipEncoder
 from vdmini_core.distillation.feature_taps import feature_taps
+from vdmini_core.distillation.latents import StoredLatents, precompute
 from vdmini_core.distillation.losses import (
     icd_loss,
     mca_discriminator_loss,
@@ -39,6 +47,7 @@ from vdmini_core.distillation.recovery_step import RecoveryStep
 from vdmini_core.metrics.speed import device_name
 from vdmini_core.models.base import Conditions
 from vdmini_core.models.inspect import load_architecture
+from vdmini_core.models.registry import family_of, load_pipeline, load_settings
 from vdmini_core.params import DistillParams, PlanParams
 from vdmini_core.pruning.recipes import make_plan
 
@@ -144,9 +153,30 @@ def clock(call: Callable[[], None]) -> float:
     return 1e3 * (time.process_time() - began)
 
 
+def waiting(step: RecoveryStep, clips: int, steps: int) -> float:
+    """Share of the time of `steps` steps that went by until their batches were there."""
+    folder = bundled_teacher_path("mini")
+    family, settings = family_of(folder), load_settings(folder)
+    encoder = ClipEncoder(family, load_pipeline(folder, "cpu"), settings, 0)
+    spec = ProceduralSpec(settings.frames, settings.height, settings.width)
+    source = as_source(torch.from_numpy(render_clips(spec, split_seeds("train", 2 * clips + 6, 0))))
+    with tempfile.TemporaryDirectory() as made:
+        with torch.no_grad():
+            precompute(encoder, source, Path(made), "benchmark")
+        batches = RecoveryBatches(StoredLatents(Path(made)), family, settings, clips, seed=0)
+        spent = []
+        with BatchesAhead(batches, steps) as ahead:
+            for number in range(steps):
+                began = time.perf_counter()
+                step.step(ahead.batch(number))
+                spent.append(time.perf_counter() - began)
+        return ahead.waiting(spent)["data_wait_percent"] / 100
+
+
 def run(clips: int, rounds: int) -> dict[str, Any]:
     """Every part and the whole step in turns, in a rotating order."""
-    parts = Parts(*setting(clips))
+    step, batches = setting(clips)
+    parts = Parts(step, batches)
     names = (*PARTS, "whole")
     times: dict[str, list[float]] = {name: [] for name in names}
     for index in range(rounds + 1):
@@ -167,6 +197,7 @@ def run(clips: int, rounds: int) -> dict[str, Any]:
         "whole / parts": round(statistics.median(ratios), 4),
         "whole / parts, quartiles": [round(q, 4) for q in statistics.quantiles(ratios, n=4)],
         "data / whole": round(statistics.median(waits), 5),
+        "waited": round(waiting(step, clips, 2 * rounds), 5),
     }
 
 
@@ -183,11 +214,19 @@ def main() -> None:
             "found": round(over, 4),
         },
         f"the batch takes at most {WAIT:.0%} of a step": {"holds": wait <= WAIT, "found": wait},
+        f"steps wait for their batches at most {WAIT:.0%} of the time": {
+            "holds": found["waited"] <= WAIT,
+            "found": found["waited"],
+        },
     }
     result = found | {
         "verdicts": verdicts,
         "settings": vars(arguments)
-        | {"teacher": "mini", "threads": torch.get_num_threads(), "clock": "processor time"},
+        | {
+            "teacher": "mini",
+            "threads": torch.get_num_threads(),
+            "clock": "processor's; of waiting the wall's",
+        },
         "hardware": device_name(),
         "libraries": library_versions(),
     }
