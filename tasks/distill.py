@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,7 @@ def recover(job: StageJob, depth: Depth) -> StageOutcome:
     """Train at `depth` on Ray and write the student."""
     from tasks.recovery_checkpoints import newest_checkpoint, read_rows, step_of
     from tasks.recovery_cost import check_memory
+    from tasks.recovery_mirror import checkpoint_mirror
     from tasks.recovery_view import kept_metrics, read_history
     from tasks.recovery_watch import STORAGE
     from tasks.recovery_worker import end_leftovers
@@ -86,13 +87,16 @@ def recover(job: StageJob, depth: Depth) -> StageOutcome:
     check_memory(job)
     spec = make_spec(job, depth)
     storage = job.work.resolve() / STORAGE
+    mirror = checkpoint_mirror(job.work.name, storage, job.monitor.note)
+    if mirror:
+        mirror.fetch()
     found = newest_checkpoint(storage)
     resumed = step_of(found)
     started = time.perf_counter()
     if resumed < job.params.distill.steps:
         if resumed:
             job.monitor.note(f"distill went on from step {resumed}")
-        with _ray_settings():
+        with _ray_settings(), mirror.running() if mirror else nullcontext():
             fit(job, spec, storage, found)
     found = newest_checkpoint(storage)
     if found is None or step_of(found) < job.params.distill.steps:

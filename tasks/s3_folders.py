@@ -25,8 +25,8 @@ _FIX = "`aws s3 ls` with the same AWS_* variables shows what is there"
 
 
 @dataclass(frozen=True)
-class _Object:
-    """An object below the address: its name seen from there, tag, size in bytes, time in seconds."""
+class StoredObject:
+    """An object below an address: its name seen from there, tag, size in bytes, time in seconds."""
 
     name: str
     tag: str
@@ -58,7 +58,7 @@ def mirror(address: str) -> Path:
     try:
         client = new_client()
         bucket, prefix = bucket_and_key(address.rstrip("/"))
-        objects = list(_objects(client, bucket, prefix))
+        objects = list(objects_below(client, bucket, prefix))
         if not objects:
             raise S3Error("there is nothing")
         # Two stores may have buckets of one name.
@@ -84,7 +84,7 @@ def demand_objects(address: str) -> None:
     """
     try:
         bucket, prefix = bucket_and_key(address.rstrip("/"))
-        if next(_objects(new_client(), bucket, prefix), None) is None:
+        if next(objects_below(new_client(), bucket, prefix), None) is None:
             raise S3Error("there is nothing")
     except OSError as error:
         raise DataError(
@@ -95,7 +95,12 @@ def demand_objects(address: str) -> None:
         ) from error
 
 
-def _objects(client: Any, bucket: str, prefix: str) -> Iterator[_Object]:
+def objects_below(client: Any, bucket: str, prefix: str) -> Iterator[StoredObject]:
+    """What lies below a prefix, page by page.
+
+    Raises:
+        S3Error: when it cannot be listed, or a key would lead out of a folder.
+    """
     start = f"{prefix}/" if prefix else ""
     try:
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=start):
@@ -105,7 +110,7 @@ def _objects(client: Any, bucket: str, prefix: str) -> Iterator[_Object]:
                     continue  # what consoles put there to show a folder
                 if ".." in PurePosixPath(name).parts or name.startswith("/") or "//" in name:
                     raise S3Error(f"the object {row['Key']!r} cannot be a file below a folder")
-                yield _Object(name, str(row["ETag"]), int(row["Size"]), row["LastModified"].timestamp())
+                yield StoredObject(name, str(row["ETag"]), int(row["Size"]), row["LastModified"].timestamp())
     except (BotoCoreError, ClientError) as error:
         raise S3Error(str(error)) from error
 
@@ -138,10 +143,10 @@ def _ledger(path: Path) -> Iterator[_Ledger]:
         yield _Ledger(handle)
 
 
-def _bring(client: Any, address: str, objects: list[_Object], folder: Path, ledger: _Ledger) -> None:
+def _bring(client: Any, address: str, objects: list[StoredObject], folder: Path, ledger: _Ledger) -> None:
     missing = [item for item in objects if not _is_there(item, folder, ledger)]
 
-    def fetch(item: _Object) -> _Object:
+    def fetch(item: StoredObject) -> StoredObject:
         target = folder / item.name
         target.parent.mkdir(parents=True, exist_ok=True)
         download(client, f"{address}/{item.name}", target)
@@ -162,7 +167,7 @@ def _bring(client: Any, address: str, objects: list[_Object], folder: Path, ledg
             path.unlink()
 
 
-def _is_there(item: _Object, folder: Path, ledger: _Ledger) -> bool:
+def _is_there(item: StoredObject, folder: Path, ledger: _Ledger) -> bool:
     path = folder / item.name
     if ledger.tags.get(item.name) != item.tag or not path.is_file():
         return False
