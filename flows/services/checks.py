@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from flows.services.setup import BUCKETS, DATABASES, Setup
+from flows.services.setup import BUCKETS, DATABASES, PREFECT_FILE, Setup
 from tasks.ray_runtime import python_path
 from vdmini_core.errors import VDMiniError
 
@@ -106,7 +106,9 @@ def mlflow_at(url: str, user: str = "", password: str = "") -> str:
 def prefect(setup: Setup) -> str:
     """Signs in as the team does."""
     settings = setup.client_settings()
-    return prefect_at(settings["PREFECT_API_URL"], settings["PREFECT_API_AUTH_STRING"])
+    said = prefect_at(settings["PREFECT_API_URL"], settings["PREFECT_API_AUTH_STRING"])
+    in_file = (setup.home / "prefect" / PREFECT_FILE).exists()
+    return said + (", in a SQLite file: this PostgreSQL has no pg_trgm" if in_file else "")
 
 
 def prefect_at(url: str, auth: str = "") -> str:

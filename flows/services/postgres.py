@@ -170,3 +170,16 @@ def make_databases(setup: Setup) -> None:
                     cursor.execute(f'CREATE DATABASE "{name}"')
     finally:
         connection.close()
+
+
+def has_extension(setup: Setup, name: str) -> bool:
+    """Whether the running server can load an extension; wheels come without PostgreSQL's own ones."""
+    import psycopg2
+
+    connection = psycopg2.connect(setup.database("postgres"), connect_timeout=5)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM pg_available_extensions WHERE name = %s", (name,))
+            return cursor.fetchone() is not None
+    finally:
+        connection.close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.services import checks, postgres
-from flows.services.setup import USER, Setup, write_private
+from flows.services.setup import PREFECT_FILE, USER, Setup, write_private
 from tasks.ray_runtime import python_path
 
 # What a server may see of the environment it is started from; the rest might be somebody's secret.
@@ -105,10 +105,17 @@ def _prefect(setup: Setup) -> list[str]:
     return [_tool("prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(setup.ports["prefect"])]
 
 
+def prefect_database(setup: Setup) -> str:
+    """PostgreSQL, or a file where that lacks the one extension of it that Prefect cannot do without."""
+    if postgres.has_extension(setup, "pg_trgm"):
+        return setup.database("prefect", "postgresql+asyncpg")
+    return f"sqlite+aiosqlite:///{setup.home / 'prefect' / PREFECT_FILE}"
+
+
 def _prefect_environment(setup: Setup) -> dict[str, str]:
     return {
         "PREFECT_HOME": str(setup.home / "prefect"),
-        "PREFECT_API_DATABASE_CONNECTION_URL": setup.database("prefect", "postgresql+asyncpg"),
+        "PREFECT_API_DATABASE_CONNECTION_URL": prefect_database(setup),
         "PREFECT_SERVER_API_AUTH_STRING": f"{USER}:{setup.passwords['prefect']}",
         "PREFECT_API_AUTH_STRING": f"{USER}:{setup.passwords['prefect']}",
         "PREFECT_UI_API_URL": f"{setup.url('prefect')}/api",

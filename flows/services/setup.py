@@ -16,6 +16,7 @@ from vdmini_core.errors import VDMiniError
 FILE = "services.json"
 USER = "vdmini"
 DATABASES = ("mlflow", "mlflow_auth", "prefect")
+PREFECT_FILE = "prefect.db"  # where PostgreSQL cannot hold it
 BUCKETS = ("mlflow", "dvc")
 # Where people look first; what another program holds is replaced by a free one, once.
 USUAL_PORTS = {"postgres": 5432, "s3": 9000, "mlflow": 5000, "prefect": 4200, "ray": 6379}

@@ -28,7 +28,10 @@ from tasks.recovery_checkpoints import (
     save_checkpoint,
     step_of,
 )
+from tasks.recovery_mirror import CHECKPOINTS
 from tasks.recovery_worker import end_leftovers
+from tests.services.s3_store import s3_store
+from tests.services.s3_store import settings as s3_settings
 from vdmini_core.artifacts import read_json, tree_digests, write_json
 from vdmini_core.data.clips import save_clips
 from vdmini_core.distillation.guards import History
@@ -319,3 +322,25 @@ def test_leftover_workers_are_ended_and_nobody_else(tmp_path: Path) -> None:
         for sleeping in (mine, other):
             sleeping.kill()
             sleeping.wait()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_machine_that_has_nothing_goes_on_from_the_checkpoint_in_s3(
+    project: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store" / "runs").mkdir(parents=True)
+    with s3_store(tmp_path / "store") as address:
+        for name, value in {**s3_settings(address, tmp_path), CHECKPOINTS: "s3://runs/nano"}.items():
+            monkeypatch.setenv(name, value)
+        driver = start(project, "moved")
+        try:
+            wait_for(lambda: list((tmp_path / "store").rglob(COMPLETE)), PATIENCE_S)
+        finally:
+            stop(driver)
+        end_leftovers(project / "moved" / "work")
+        shutil.rmtree(project / "moved")
+        told = finish(project, "moved")
+    assert any("came from s3://runs/nano/work" in note for note in told["notes"])
+    assert any(note.startswith("distill went on from step") for note in told["notes"])
+    assert tree_digests(project / "moved" / "out") == tree_digests(project / "whole" / "out")
