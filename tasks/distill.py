@@ -265,20 +265,19 @@ def _progress(job: StageJob) -> Iterator[Callable[[], None]]:
     """A bar with rate and time left, and a function that forwards the rows that are new."""
     from tqdm.auto import tqdm
 
-    from tasks.recovery_checkpoints import read_rows
+    from tasks.recovery_checkpoints import RowReader
     from tasks.recovery_view import LiveView
 
     last, total, bar = 0, job.params.distill.steps, None
     (job.work / "losses.jsonl").unlink(missing_ok=True)
-    view = LiveView(job)
+    view, reader = LiveView(job), RowReader(job.work / "losses.jsonl")
     tqdm.write(f"distill: starting {job.params.distill.workers} Ray workers", file=sys.stderr)
 
     def forward() -> None:
         nonlocal last, bar
         last = view.forward(last)
         # rows up to `last` were seen before a worker was lost; the same numbers come again
-        new = [row for row in read_rows(job.work / "losses.jsonl") if row["step"] > last]
-        if not new:
+        if not (new := reader.after(last)):
             return
         if bar is None:  # only now, so that the rate leaves out Ray's start
             bar = tqdm(total=total, initial=new[-1]["step"], desc="distill", unit="step", mininterval=0.5)

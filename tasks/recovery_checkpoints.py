@@ -143,3 +143,34 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in lines]
+
+
+class RowReader:
+    """Follows a `losses.jsonl` that another process writes: what was read is not read again.
+
+    Workers that start again, or go back, write the file anew. So the last row that was read is looked at each
+    time: where another one stands in its place, everything is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._row, self._end = path, b"", 0
+
+    def after(self, step: int) -> list[dict[str, Any]]:
+        """Rows of the file whose step is a later one, in order."""
+        try:
+            with self._path.open("rb") as file:
+                known = bool(self._row) and json.loads(self._row)["step"] == step
+                file.seek(self._end - len(self._row) if known else 0)
+                text = file.read()
+                if known and not text.startswith(self._row):
+                    known = False
+                    file.seek(0)
+                    text = file.read()
+        except FileNotFoundError:
+            return []
+        whole = text[: text.rfind(b"\n") + 1]
+        lines = whole.splitlines(keepends=True)
+        if lines:
+            self._end = (self._end - len(self._row) if known else 0) + len(whole)
+            self._row = lines[-1]
+        return [row for line in lines[known:] if (row := json.loads(line))["step"] > step]

@@ -1,0 +1,207 @@
+"""Claims: a long recovery holds its memory, its files and its pace.
+
+python benchmarks/long_run.py WORKSPACE [--minutes 60] [--checkpoint-every 100]
+
+`vdmini distill` itself, on Ray, in a workspace that has a pruned student (any `vdmini run` leaves one), with
+more steps than the time allows; it is told to stop (SIGTERM) when the time is over, and saves itself. Ten
+seconds apart, the driver's and each worker's memory of their own (RssAnon), open files and processor time are
+read beside the number of steps done. After a warm-up, a line through memory against steps, with its standard
+error: at most 1 MB per 1,000 steps. Open files may not grow. Pace is processor seconds of a worker a step,
+which other programs on the machine do not add to: the last third against the first. Checkpoints, students
+beside them, validations and sample videos are part of it, as in any run. Called again within the workspace
+it goes on from the last checkpoint, and the samples are added.
+
+The result is `benchmarks/results/long_run-DATE.json` and a chart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from matplotlib.figure import Figure
+
+from tasks.recovery_checkpoints import read_rows
+from vdmini_core.artifacts import library_versions, write_json
+from vdmini_core.metrics.speed import device_name
+from vdmini_core.report.figures import PALETTE, house_style, save
+
+RESULTS = Path(__file__).parent / "results"
+EVERY_S, WARM_UP = 10, 0.2
+SLOPE_MB, PACE = 1.0, 0.05
+STEPS = 1_000_000
+
+
+def own_memory(process: psutil.Process) -> float:
+    """MB that no other process shares and no file backs."""
+    text = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.findall(r"RssAnon:\s+(\d+)", text)[0]) / 1024
+
+
+def watched(driver: psutil.Process) -> dict[str, psutil.Process]:
+    """The driver and its training workers."""
+    found = {"driver": driver}
+    for process in driver.children(recursive=True):
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            found[f"worker {len(found) - 1}"] = process
+    return found
+
+
+def sample(driver: psutil.Process, work: Path) -> dict[str, Any] | None:
+    """One look; None before the training."""
+    rows = read_rows(next(iter(sorted(work.glob("*/losses.jsonl"))), work / "none"))
+    if not rows:
+        return None
+    seen: dict[str, Any] = {"step": rows[-1]["step"], "time": round(time.time(), 1)}
+    for name, process in watched(driver).items():
+        with process.oneshot():
+            used = process.cpu_times()
+            seen[name] = {
+                "mb": round(own_memory(process), 3),
+                "files": process.num_fds(),
+                "threads": process.num_threads(),
+                "cpu_s": round(used.user + used.system, 2),
+                "pid": process.pid,
+            }
+    return seen
+
+
+def train(workspace: Path, minutes: float, command: list[str], log: Path) -> None:
+    """Run the stage for that long, a line of `log` every ten seconds."""
+    work = workspace / ".vdmini" / "work" / "distill"
+    process = subprocess.Popen(command, cwd=workspace, stdout=subprocess.DEVNULL)
+    driver, until = psutil.Process(process.pid), time.monotonic() + 60 * minutes
+    try:
+        while time.monotonic() < until and process.poll() is None:
+            time.sleep(EVERY_S)
+            try:
+                seen = sample(driver, work)
+            except (psutil.Error, OSError):
+                continue  # one has just ended
+            if seen is not None:
+                with log.open("a") as lines:
+                    lines.write(json.dumps(seen) + "\n")
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def line(steps: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """Slope per 1,000 steps of the least-squares line, and its standard error."""
+    x = steps - steps.mean()
+    slope = float((x * values).sum() / (x**2).sum())
+    rest = values - values.mean() - slope * x
+    error = float(np.sqrt((rest**2).sum() / max(1, len(x) - 2) / (x**2).sum()))
+    return 1000 * slope, 1000 * error
+
+
+def judge(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Slopes of each process over the samples of the longest stretch with the same processes."""
+    stretches: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    for seen in samples:
+        pids = tuple(part["pid"] for part in seen.values() if isinstance(part, dict))
+        stretches.setdefault(pids, []).append(seen)
+    kept = max(stretches.values(), key=len)
+    first, last = kept[0]["step"], kept[-1]["step"]
+    kept = [seen for seen in kept if seen["step"] >= first + WARM_UP * (last - first)]
+    steps = np.array([seen["step"] for seen in kept], float)
+    found: dict[str, Any] = {"from_step": kept[0]["step"], "to_step": last, "samples": len(kept)}
+    for name in (key for key, part in kept[0].items() if isinstance(part, dict)):
+        series = {
+            key: np.array([seen[name][key] for seen in kept], float) for key in ("mb", "files", "cpu_s")
+        }
+        slope, error = line(steps, series["mb"])
+        third = len(kept) // 3
+        pace = [
+            (series["cpu_s"][b - 1] - series["cpu_s"][a]) / max(1.0, steps[b - 1] - steps[a])
+            for a, b in ((0, third), (len(kept) - third, len(kept)))
+        ]
+        found[name] = {
+            "mb_per_1000_steps": round(slope, 4),
+            "standard_error": round(error, 4),
+            "mb": [round(float(series["mb"].min()), 1), round(float(series["mb"].max()), 1)],
+            "files": [int(series["files"][:third].max()), int(series["files"][-third:].max())],
+            "cpu_s_per_step": [round(p, 4) for p in pace],
+        }
+    return found
+
+
+def verdicts(found: dict[str, Any]) -> dict[str, Any]:
+    """The claims, of the driver and every worker."""
+    parts = {name: part for name, part in found.items() if isinstance(part, dict)}
+    told = {}
+    for name, part in parts.items():
+        slope = part["mb_per_1000_steps"]
+        told[f"{name}: memory rises by less than {SLOPE_MB:g} MB per 1,000 steps"] = {
+            "holds": slope < SLOPE_MB,
+            "found": f"{slope} ± {part['standard_error']}",
+        }
+        told[f"{name}: open files do not rise"] = {
+            "holds": part["files"][1] <= part["files"][0],
+            "found": part["files"],
+        }
+        if name != "driver":
+            first, last = part["cpu_s_per_step"]
+            told[f"{name}: the pace holds within {PACE:.0%}"] = {
+                "holds": last <= (1 + PACE) * first,
+                "found": round(last / first, 4),
+            }
+    return told
+
+
+def chart(samples: list[dict[str, Any]], path: Path) -> None:
+    """Memory against steps."""
+    with house_style():
+        figure = Figure(figsize=(7, 3.2), layout="constrained")
+        axes = figure.subplots()
+        names = sorted({key for seen in samples for key, part in seen.items() if isinstance(part, dict)})
+        for name, colour in zip(names, ("muted", "content", "motion"), strict=False):
+            rows = [(seen["step"], seen[name]["mb"]) for seen in samples if name in seen]
+            axes.plot(*zip(*rows, strict=True), color=PALETTE[colour], label=name, linewidth=1.2)
+        axes.set(xlabel="steps", ylabel="memory of its own, MB", ylim=(0, None))
+        axes.legend(frameon=False)
+        save(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("workspace", type=Path)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--checkpoint-every", type=int, default=100)
+    arguments = parser.parse_args()
+    workspace = arguments.workspace.resolve()
+    log = workspace / ".vdmini" / "long_run.jsonl"
+    every = arguments.checkpoint_every
+    change = ["--set", f"distill.steps={STEPS}", "--set", f"distill.checkpoint_every={every}"]
+    command = [str(Path(sys.executable).with_name("vdmini")), "distill", *change]
+    train(workspace, arguments.minutes, command, log)
+    samples = [json.loads(text) for text in log.read_text().splitlines()]
+    found = judge(samples)
+    result = {
+        **found,
+        "verdicts": verdicts(found),
+        "settings": {"minutes": arguments.minutes, "checkpoint_every": every, "every_s": EVERY_S},
+        "hardware": device_name(),
+        "libraries": library_versions(),
+    }
+    path = RESULTS / f"long_run-{datetime.date.today().isoformat()}.json"
+    write_json(path, result)
+    chart(samples, path.with_suffix(".png"))
+    for claim, verdict in result["verdicts"].items():
+        print("holds" if verdict["holds"] else "FAILS", claim, verdict["found"])
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
