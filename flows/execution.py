@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -27,11 +28,12 @@ from tasks.stage import (
     stage_params,
 )
 from tasks.tracking import MLflowTracker
-from tasks.versioning import Versions
+from tasks.versioning import ProjectBusy, Versions
 from vdmini_core.errors import VDMiniError
 from vdmini_core.params import Params, TeacherParams, load_params
 
 Fate = Literal["ran", "restored", "up to date"]
+BUSY_S, BUSY_LOOK_S = 24 * 3600.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Execution:
     holding: Callable[[str, Params], AbstractContextManager[None]] = lambda stage, params: nullcontext()
     reports: list[StageReport] = field(default_factory=list)
     run_name: str = "vdmini"
+    _told_busy: bool = False
 
     def __post_init__(self) -> None:
         self.root = self.root.resolve()
@@ -83,14 +86,35 @@ class Execution:
         """Bring one stage up to date and say what it took."""
         self.listen(name, "start")
         started = time.perf_counter()
-        with stage_lock(self.root):
-            fate, result = self._bring_up_to_date(name)
+        fate, result = self._in_turn(name)
         if name == "promote" and result is not None:
             promoted(self.params, result)
         report = StageReport(name, fate, time.perf_counter() - started, result)
         self.reports.append(report)
         self.listen(name, fate)
         return report
+
+    def _in_turn(self, name: str) -> tuple[Fate, StageResult | None]:
+        """Alone in the project: with other runs by our own lock, with `dvc repro` by waiting for it.
+
+        DVC holds a stage's files while its command waits for our lock, so ours is given back meanwhile.
+        What the other one has made by then is up to date.
+
+        Raises:
+            VDMiniError: where DVC is busy for longer than `BUSY_S`.
+        """
+        until = time.monotonic() + BUSY_S
+        while True:
+            try:
+                with stage_lock(self.root):
+                    return self._bring_up_to_date(name)
+            except ProjectBusy as busy:
+                if time.monotonic() > until:
+                    raise
+                if not self._told_busy:
+                    sys.stderr.write(f"{busy.problem}: waiting for it\n")
+                    self._told_busy = True
+            time.sleep(BUSY_LOOK_S)
 
     def _bring_up_to_date(self, name: str) -> tuple[Fate, StageResult | None]:
         if not self.force and self._current(name):

@@ -21,6 +21,10 @@ from dvc.stage.cache import RunCacheNotFoundError
 from vdmini_core.errors import VDMiniError
 
 
+class ProjectBusy(VDMiniError):
+    """Another process of DVC works in this project right now."""
+
+
 class Versions:
     """The DVC view of one project folder (the checkout's root or a workspace in it)."""
 
@@ -69,7 +73,7 @@ def _told_plainly(doing: str) -> Iterator[None]:
     try:
         yield
     except LockError as error:
-        raise VDMiniError(
+        raise ProjectBusy(
             f"cannot {doing}: another DVC process holds this project",
             found=str(error).splitlines()[0],
             fix="wait until it ends, then run again",
