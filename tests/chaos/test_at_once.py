@@ -17,10 +17,11 @@ from mlflow.tracking import MlflowClient
 from tasks.project import change_params
 from tasks.stage import REPRODUCIBLE, STAGES
 from tasks.tracking import connect
-from tests.flows.conftest import VDMINI, environment, make_project, vdmini
+from tests.flows.conftest import VDMINI, environment, make_project, prefect_server, vdmini
 from tests.services.serving import free_port, server
 from vdmini_core.artifacts import read_json, tree_digests
 
+__all__ = ["prefect_server"]  # the fixture
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800), pytest.mark.usefixtures("prefect_server")]
 MODEL = "vdmini-nano"
 OTHER = "distill.lambda_icd=0.3"  # from `distill` on all is made anew
