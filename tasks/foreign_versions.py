@@ -101,7 +101,7 @@ def _flavor(path: Path) -> Mapping[str, Any]:
     try:
         demand_plain_yaml(path)
         flavor = YAML(typ="safe").load(path.read_text(encoding="utf-8"))["flavors"]["python_function"]
-    except (OSError, YAMLError, UnicodeDecodeError, LookupError, TypeError):
+    except (VDMiniError, OSError, YAMLError, UnicodeDecodeError, LookupError, TypeError):
         return {}
     return flavor if isinstance(flavor, Mapping) else {}
 

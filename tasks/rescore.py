@@ -29,7 +29,7 @@ from tasks.stage import finished, run_stage, stage_lock, stage_params
 from tasks.tracking import MLflowTracker, connect, tracking_uri
 from vdmini_core.artifacts import read_json, sha256_file, staged_output, write_manifest
 from vdmini_core.data.splits import MINIMUM
-from vdmini_core.errors import DataError, VDMiniError
+from vdmini_core.errors import DataError, ModelError, VDMiniError
 from vdmini_core.metrics.passport import Passport, require_comparable
 from vdmini_core.params import is_number, load_params
 
@@ -206,7 +206,11 @@ def _bring_student(root: Path, folder: Path, version: ModelVersion) -> None:
     back = mlflow.artifacts.download_artifacts(
         demand_own_source(version), dst_path=str(fetched), tracking_uri=tracking_uri(root)
     )
-    student = demand_own_student(Path(back), version)
+    try:
+        student = demand_own_student(Path(back), version)
+    except ModelError:
+        shutil.rmtree(fetched)
+        raise
     params = load_params(folder / "params.yaml")
     with staged_output(folder / "artifacts" / "distill") as out:
         shutil.move(student, out / "student")

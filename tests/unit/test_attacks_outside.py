@@ -34,6 +34,7 @@ from vdmini_core.data.shards import shards_of
 from vdmini_core.errors import DataError, VDMiniError
 from vdmini_core.metrics.vbench_results import read_results
 from vdmini_core.metrics.vbench_suite import read_first_frame, read_suite
+from vdmini_core.models.base import SamplingSettings
 from vdmini_core.report import evidence
 from vdmini_core.report.page import render_report
 
@@ -206,7 +207,7 @@ def test_a_picture_that_starts_a_program_is_none(
 def student(monkeypatch: pytest.MonkeyPatch) -> VideoStudent:
     """As served, of frames and prompts; nothing may reach its model."""
     made = VideoStudent()
-    made.settings = SimpleNamespace(frames=4, decode_chunk_size=4, fps=4, width=8, height=8)
+    made.settings = SamplingSettings(frames=4, height=8, width=8, fps=4.0, steps=1)
     made.needs = ("first_frames", "prompts")
 
     def reached(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""The table of guards is of this code: `python -m tests.chaos.mutations` (part of `make chaos`) does the rest."""
+"""The table of guards is of this code; `python -m tests.chaos.mutations`, of `make chaos`, does the rest."""
 
 from __future__ import annotations
 
