@@ -14,7 +14,7 @@ from typing import Any
 from mlflow.entities.model_registry import ModelVersion
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionStartEvent, NodeEvent
+from ruamel.yaml.events import AliasEvent, CollectionStartEvent
 
 from tasks.provenance import unsafe_files
 from vdmini_core.artifacts import read_json
@@ -119,8 +119,8 @@ def demand_plain_yaml(path: Path) -> None:
             depth += isinstance(event, CollectionStartEvent)
             if isinstance(event, AliasEvent):
                 found = f"the alias *{event.anchor}"
-            elif isinstance(event, NodeEvent) and getattr(event, "tag", None):
-                found = f"the tag {event.tag}"
+            elif tag := getattr(event, "tag", None):
+                found = f"the tag {tag}"
             elif depth > DEEPEST:
                 found = f"more than {DEEPEST} openings before the first end"
             depth -= type(event).__name__ in ("MappingEndEvent", "SequenceEndEvent")
@@ -180,8 +180,9 @@ def _wrong(recipe: Any) -> str:
     outputs, data = recipe.get("outputs"), recipe.get("data")
     if not isinstance(outputs, dict) or not all(_texts(found) for found in outputs.values()):
         return "outputs"
-    fine = isinstance(data, dict) and all(isinstance(data.get(key), str) for key in ("source", "version"))
-    return "" if fine and isinstance(data.get("videos") or "", str) else "data"
+    if not isinstance(data, dict) or not isinstance(data.get("videos") or "", str):
+        return "data"
+    return "" if all(isinstance(data.get(key), str) for key in ("source", "version")) else "data"
 
 
 def _texts(found: Any) -> bool:

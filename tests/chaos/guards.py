@@ -161,7 +161,7 @@ GUARDS = (
     call("the server's answer", "version named ../../../tmp/x", "tasks/reproduce.py",
          "demand_plain_version(version, name)", REGISTRY + "a_servers_answer_is_no_path"),
     Guard("tags in a recipe", "!!python/object in params.yaml of a recipe", VERSIONS,
-          'elif isinstance(event, NodeEvent) and getattr(event, "tag", None):', "elif False:",
+          'elif tag := getattr(event, "tag", None):', "elif tag := None:",
           RECIPE + "[object in YAML]"),
     Guard("aliases in a recipe", "billion laughs", VERSIONS, "if isinstance(event, AliasEvent):", "if False:",
           RECIPE + "[aliases]"),
