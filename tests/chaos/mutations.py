@@ -4,12 +4,16 @@ The tree is copied once, never touched itself. All tests must pass in the copy a
 `tests/chaos/guards.py` is taken out of it in turn, its test must fail, and it is put back. Libraries are
 imported once, and each run is a fork of that process: without it a guard would cost the half minute that
 they take to start. Ends with 1 where a test still passes, or a guard's text is not there any more.
+
+FILE is written after every guard; what it says of one is not done again as long as neither the guard's
+file nor its test's has changed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import importlib
 import io
 import json
@@ -34,6 +38,7 @@ LIBRARIES = (
     "prefect", "prefect.artifacts", "boto3", "pandas", "PIL.Image", "matplotlib.figure", "av", "jinja2",
 )  # fmt: skip
 WRONG_TREE = 3
+SEEN = "seen to fail without the guard"
 
 
 class Outcomes:
@@ -55,7 +60,7 @@ def lost_guards(root: Path = ROOT) -> list[str]:
     return [f"{guard.name}: found {count} times in {guard.file}" for guard, count in counts if count != 1]
 
 
-def outcomes(tree: Path, tests: Sequence[str]) -> dict[str, str]:
+def outcomes(tree: Path, tests: Sequence[str], write_bytecode: bool = False) -> dict[str, str]:
     """Outcome by test, run against the code in `tree` in a fork of this process.
 
     Raises:
@@ -67,6 +72,7 @@ def outcomes(tree: Path, tests: Sequence[str]) -> dict[str, str]:
         status = 1
         try:
             os.close(reading)
+            sys.dont_write_bytecode = not write_bytecode  # of a mutated file none may stay
             status = _run(tree, tests, writing)
         except BaseException:
             traceback.print_exc()
@@ -88,7 +94,6 @@ def _run(tree: Path, tests: Sequence[str], pipe: int) -> int:
     for name in [name for name in sys.modules if name.split(".")[0] in OURS]:
         del sys.modules[name]
     importlib.invalidate_caches()
-    sys.dont_write_bytecode = True  # a mutated file may have the time and size of the one before
     os.chdir(tree)
     sys.path[:] = [str(tree), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
     os.environ["PYTHONPATH"] = str(tree)
@@ -108,19 +113,20 @@ def _run(tree: Path, tests: Sequence[str], pipe: int) -> int:
 def is_missed(guard: Guard, tree: Path) -> bool:
     """Whether its test fails in `tree` without it; the file is as before afterwards."""
     path = tree / guard.file
-    whole = path.read_bytes()
+    whole, facts = path.read_bytes(), path.stat()
     try:
         path.write_bytes(whole.replace(guard.text.encode(), guard.without.encode()))
         found = outcomes(tree, [guard.test])
     finally:
         path.write_bytes(whole)
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # its bytecode is good again
     failed = [name for name, result in found.items() if result == "failed"]
     return any(not name.startswith(("setup", "teardown")) for name in failed)
 
 
 def copy_tree(target: Path) -> None:
-    """What the tests need, without caches."""
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "fixtures")
+    """What the tests need; bytecode, too, which saves every run the compiling."""
+    ignored = shutil.ignore_patterns("fixtures")
     for name in COPIED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, target / name, ignore=ignored)
@@ -140,29 +146,55 @@ def main() -> int:
         print("\n".join(lost))
         return 1
     guards = [guard for guard in GUARDS if given.only in guard.name]
-    for name in LIBRARIES:
+    rows = _rows_of(given.out, guards)
+    todo = [guard for guard in guards if guard.name not in rows]
+    started = time.monotonic()
+    for name in LIBRARIES if todo else ():
         importlib.import_module(name)
-    started, rows = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="vdmini-mutations-") as folder:
         tree = Path(folder).resolve()
         copy_tree(tree)
-        whole = outcomes(tree, sorted({guard.test.partition("::")[0] for guard in guards}))
+        files = sorted({guard.test.partition("::")[0] for guard in todo})
+        whole = outcomes(tree, files, write_bytecode=True) if todo else {}
         if failed := [name for name, result in whole.items() if result != "passed"]:
             print("these fail with all guards in place:", *failed, sep="\n")
             return 1
-        for guard in guards:
+        for guard in todo:
             seen = is_missed(guard, tree)
             print(f"{'missed' if seen else 'NOT MISSED'}: {guard.name} ({guard.attack})", flush=True)
             row = {"guard": guard.name, "attack": guard.attack, "test": guard.test.rpartition("/")[2]}
-            rows.append({**row, "place": guard.file, "seen to fail without the guard": seen})
-    seen = sum(row["seen to fail without the guard"] for row in rows)
-    totals = {"guards": len(rows), "seen to fail without the guard": seen, "tests": len(whole)}
-    if given.out:
-        table = {"section": "Refused attacks", "rows": rows, "totals": totals}
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{seen} of {len(rows)} guards are missed by their tests, {time.monotonic() - started:.0f} s")
-    return int(seen != len(rows))
+            rows[guard.name] = {**row, "place": guard.file, SEEN: seen, "state": state_of(guard)}
+            _write(given.out, guards, rows)
+    missed = sum(row[SEEN] for row in rows.values())
+    print(f"{missed} of {len(guards)} guards are missed by their tests, {time.monotonic() - started:.0f} s")
+    return int(missed != len(guards))
+
+
+def state_of(guard: Guard) -> str:
+    """A hash of the guard, its file and its test's file."""
+    digest = hashlib.sha256(repr(guard).encode())
+    for name in (guard.file, guard.test.partition("::")[0]):
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _rows_of(out: Path | None, guards: Sequence[Guard]) -> dict[str, dict[str, Any]]:
+    """What an earlier call saw of guards that are as they were then."""
+    if out is None or not out.is_file():
+        return {}
+    kept = {row["guard"]: row for row in json.loads(out.read_text(encoding="utf-8"))["rows"]}
+    states = {guard.name: state_of(guard) for guard in guards}
+    return {name: row for name, row in kept.items() if row["state"] == states.get(name) and row[SEEN]}
+
+
+def _write(out: Path | None, guards: Sequence[Guard], rows: dict[str, dict[str, Any]]) -> None:
+    if out is None:
+        return
+    listed = [rows[guard.name] for guard in guards if guard.name in rows]
+    totals = {"guards": len(guards), "tried": len(listed), SEEN: sum(row[SEEN] for row in listed)}
+    table = {"section": "Refused attacks", "rows": listed, "totals": totals}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
