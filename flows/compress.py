@@ -28,6 +28,7 @@ from flows.profile_workspace import profile_workspace
 from flows.time_limits import COMPRESS_H, flow_seconds
 from tasks.stage import STAGES
 from vdmini_core.errors import OutsideError, ParamsError, VDMiniError
+from vdmini_core.foreign import markdown_line
 
 # A chart beyond this would bloat the server's database; it is in MLflow and the report anyway.
 MAX_IMAGE_BYTES = 400_000
@@ -57,7 +58,11 @@ def _show(report: StageReport, pages: Pages) -> None:
     assert report.result is not None
     outcome, key = report.result.outcome, f"vdmini-{report.stage}"
     if outcome.table:
-        pages.put(create_table_artifact, table=outcome.table, key=f"{key}-table", description=outcome.title)
+        table = [
+            {name: markdown_line(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
+            for row in outcome.table
+        ]
+        pages.put(create_table_artifact, table=table, key=f"{key}-table", description=outcome.title)
     for index, chart in enumerate(outcome.charts):
         path = report.result.out / chart
         if path.suffix == ".png" and path.is_file() and path.stat().st_size <= MAX_IMAGE_BYTES:
@@ -65,7 +70,7 @@ def _show(report: StageReport, pages: Pages) -> None:
             image = f"data:image/png;base64,{data}"
             pages.put(create_image_artifact, image, key=f"{key}-{index}", description=path.stem)
     if report.result.notes:
-        notes = "\n".join(f"- {note}" for note in report.result.notes)
+        notes = "\n".join(f"- {markdown_line(note)}" for note in report.result.notes)
         pages.put(create_markdown_artifact, notes, key=f"{key}-notes", description="Notes")
 
 

@@ -15,6 +15,7 @@ from flows.pages import Pages
 from flows.profile_workspace import workspace_of
 from flows.time_limits import EVALUATE_H, flow_seconds
 from tasks.rescore import Rescore, rescore
+from vdmini_core.foreign import markdown_line
 from vdmini_core.params import load_params
 
 
@@ -66,5 +67,6 @@ def evaluate_registered(
     params = load_params(folder / "params.yaml")
     uri = model or f"models:/{params.register_.name}@{params.promote.alias}"
     result = rescore_task(folder, uri, week, None if videos is None else Path(videos), force)
-    Pages().put(create_markdown_artifact, result.text, key="vdmini-rescored", description="On fresh data")
+    text = markdown_line(result.text)
+    Pages().put(create_markdown_artifact, text, key="vdmini-rescored", description="On fresh data")
     return result

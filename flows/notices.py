@@ -2,7 +2,8 @@
 
 `VDMINI_WEBHOOK` is the address; without it nothing is sent. It gets a POST with JSON: `text`, the sentence
 that chat services show, `event`, and the facts. The address is as good as a password: it is in no message,
-log or error. A notice that cannot be delivered is told on standard error and stops nothing.
+log or error. A notice that cannot be delivered is told on standard error and stops nothing. Where the address
+may lead: `flows/webhook_address.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import urllib.request
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
+from flows.webhook_address import RefusedAddress, opener_for
 from tasks.stage import StageResult
 from vdmini_core.params import Params
 
@@ -41,14 +43,14 @@ def notify(event: Event, text: str, **facts: Any) -> bool:
     address = os.environ.get(WEBHOOK, "")
     if not address:
         return False
-    if not address.startswith(("https://", "http://")):
-        return _lost(f"{WEBHOOK} is no http address")
     body = json.dumps({"text": text, "event": event, **facts}).encode()
     for pause in (*PAUSES_S, None):
         try:
             request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+            with opener_for(address).open(request, timeout=TIMEOUT_S):
                 return True
+        except RefusedAddress as error:
+            return _lost(f"{WEBHOOK} {error}")
         except urllib.error.HTTPError as error:
             if pause is None or (error.code < 500 and error.code != 429):
                 return _lost(f"the receiver answers {error.code}")

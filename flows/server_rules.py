@@ -22,6 +22,7 @@ from prefect.events.schemas.automations import AutomationCore
 
 from flows.gpu_slots import LIMIT
 from flows.notices import WEBHOOK
+from flows.webhook_address import RefusedAddress, opener_for
 
 AUTOMATION, BLOCK = "vdmini-zombies", "vdmini-webhook"
 # Five heartbeats: a server that is restarted, or a network that is away, must not make a zombie.
@@ -77,21 +78,25 @@ def apply_rules(gpu_slots: int | None = None) -> list[str]:
         if gpu_slots is not None:
             client.upsert_global_concurrency_limit_by_name(LIMIT, gpu_slots)
             said.append(f"{LIMIT}: {gpu_slots} slots")
-        webhook_id = _webhook()
+        webhook_id, why = _webhook()
         _write(client, zombie_rule(webhook_id=webhook_id))
     said.append(
         f"{AUTOMATION}: a run without a heartbeat for {SILENCE.total_seconds() / 60:g} minutes is crashed"
     )
-    said.append(f"notices: {'by the webhook' if webhook_id else f'none, {WEBHOOK} is not set'}")
+    said.append(f"notices: {'by the webhook' if webhook_id else f'none, {why}'}")
     return said
 
 
-def _webhook() -> Any:
-    """Id of the server's own copy of the address, kept encrypted there; None without one."""
+def _webhook() -> tuple[Any, str]:
+    """Id of the server's own copy of the address, kept encrypted there; None and why without one."""
     address = os.environ.get(WEBHOOK)
     if not address:
-        return None
-    return Webhook(url=address).save(BLOCK, overwrite=True, _sync=True)
+        return None, f"{WEBHOOK} is not set"
+    try:
+        opener_for(address)  # the server sends it, and looks no further than this
+    except RefusedAddress as error:
+        return None, f"{WEBHOOK} {error}"
+    return Webhook(url=address).save(BLOCK, overwrite=True, _sync=True), ""
 
 
 def _write(client: SyncPrefectClient, rule: AutomationCore) -> None:

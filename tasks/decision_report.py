@@ -13,6 +13,7 @@ from mlflow.tracking import MlflowClient
 from tasks.gate import Candidate, Decision, row
 from tasks.promotion_history import account, now
 from tasks.registry import candidate_of
+from vdmini_core.foreign import markdown_line
 from vdmini_core.params import PromoteParams, is_number
 
 FORCED_TAG = "vdmini.forced"
@@ -95,5 +96,5 @@ def add_note(client: MlflowClient, version: ModelVersion, text: str) -> None:
     """Add a dated line to the version's description, which is what its page shows first."""
     name, number = version.name, str(version.version)
     told = client.get_model_version(name, number).description
-    line = f"{now()} {account()}: {text}"
+    line = markdown_line(f"{now()} {account()}: {text}")
     client.update_model_version(name, number, "\n\n".join(filter(None, (told, line))))

@@ -277,6 +277,8 @@ def _changed(
     root: Path, profile: str | None, videos: Path | str | None, assignments: tuple[str, ...]
 ) -> tuple[Any, list[str], Params]:
     path = root / "params.yaml"
+    if path.is_file():
+        read_yaml(path)  # the reader that keeps comments takes any tag and would write it again
     document = read_yaml(path, _yaml()) if path.is_file() else None
     if not isinstance(document, dict):
         raise ParamsError("there is no params.yaml here", fix="`vdmini init DIR` lays out a project")

@@ -15,12 +15,13 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from tasks.foreign_versions import demand_plain_version, read_recipe
 from tasks.project import OWN_PATHS, SHARED_PATHS, change_params, lay_out
 from tasks.recipe import COMPARED, FOLDER
 from tasks.registry import PROVENANCE_TAGS, version_by_alias
 from tasks.stage import finished, run_stage
 from tasks.tracking import connect, tracking_uri
-from vdmini_core.artifacts import code_version, digest_of, library_versions, read_json, sha256_file
+from vdmini_core.artifacts import code_version, digest_of, library_versions, sha256_file
 from vdmini_core.errors import VDMiniError
 from vdmini_core.params import load_params
 
@@ -116,6 +117,7 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion:
             found="nothing of that name in this registry",
             fix="`--root` names the project, MLFLOW_TRACKING_URI the server",
         )
+    demand_plain_version(version, name)
     return version
 
 
@@ -163,7 +165,7 @@ def fetch_recipe(root: Path, folder: Path, version: ModelVersion) -> dict[str, A
     """Bring the version's recipe to `folder`/recipe and read it.
 
     Raises:
-        VDMiniError: for a version without one.
+        VDMiniError: for a version without one, or one that `register` did not write.
     """
     target = folder / FOLDER
     shutil.rmtree(target, ignore_errors=True)
@@ -182,8 +184,11 @@ def fetch_recipe(root: Path, folder: Path, version: ModelVersion) -> dict[str, A
             found=str(error).splitlines()[0],
             fix="`vdmini register --force` in the project that made it",
         ) from None
-    recipe: dict[str, Any] = read_json(target / "recipe.json")
-    return recipe
+    try:
+        return read_recipe(target)
+    except VDMiniError:
+        shutil.rmtree(target)
+        raise
 
 
 def _check_tags(version: ModelVersion, recipe: Mapping[str, Any], folder: Path) -> None:

@@ -20,9 +20,9 @@ from mlflow.entities import Metric, Param
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
+from tasks.foreign_versions import demand_own_source, demand_own_student
 from tasks.fresh_data import new_videos, seed_of, this_week
 from tasks.project import change_params
-from tasks.provenance import unsafe_files
 from tasks.registry import EVIDENCE_TAG, PROVENANCE_TAGS
 from tasks.reproduce import fetch_recipe, find_version, lay_out_version
 from tasks.stage import finished, run_stage, stage_lock, stage_params
@@ -204,16 +204,13 @@ def _bring_student(root: Path, folder: Path, version: ModelVersion) -> None:
     fetched = folder / "registered"
     shutil.rmtree(fetched, ignore_errors=True)
     back = mlflow.artifacts.download_artifacts(
-        version.source, dst_path=str(fetched), tracking_uri=tracking_uri(root)
+        demand_own_source(version), dst_path=str(fetched), tracking_uri=tracking_uri(root)
     )
-    student = Path(back) / "artifacts" / "student"
-    if unsafe := unsafe_files(student):
-        raise ModelError(
-            f"version {version.version} of `{version.name}` holds files that are not safe to load",
-            expected="safetensors and plain text",
-            found=", ".join(unsafe[:5]),
-            fix="`vdmini rollback`, and look who changed it",
-        )
+    try:
+        student = demand_own_student(Path(back), version)
+    except ModelError:
+        shutil.rmtree(fetched)
+        raise
     params = load_params(folder / "params.yaml")
     with staged_output(folder / "artifacts" / "distill") as out:
         shutil.move(student, out / "student")

@@ -11,6 +11,7 @@ import hashlib
 import os
 import random
 import re
+import shutil
 import threading
 import time
 import zlib
@@ -81,6 +82,8 @@ def download(client: Any, address: str, target: Path) -> None:
     bucket, key = bucket_and_key(address)
     facts = _told(lambda: client.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED"))
     size, tag = int(facts["ContentLength"]), str(facts["ETag"])
+    if size > (free := shutil.disk_usage(target.parent).free):
+        raise S3Error(f"{address} says it has {size:,} bytes, {free:,} are free here")
     part, state = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.state")
     done = _state_of(part, state, tag, size)
     todo = [number for number in range(-(-size // PART_BYTES)) if number not in done]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -17,6 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tasks.s3 import S3Error, bucket_and_key, download, is_s3, new_client
 from vdmini_core.artifacts import cache_folder, digest_of
 from vdmini_core.errors import DataError
+from vdmini_core.foreign import is_plain_name
 from vdmini_core.progress import track
 
 FILES_AT_ONCE = 8
@@ -57,7 +58,7 @@ def mirror(address: str) -> Path:
     """
     try:
         client = new_client()
-        bucket, prefix = bucket_and_key(address.rstrip("/"))
+        bucket, prefix = _place(address)
         objects = list(objects_below(client, bucket, prefix))
         if not objects:
             raise S3Error("there is nothing")
@@ -83,7 +84,7 @@ def demand_objects(address: str) -> None:
         DataError: saying what the store said.
     """
     try:
-        bucket, prefix = bucket_and_key(address.rstrip("/"))
+        bucket, prefix = _place(address)
         if next(objects_below(new_client(), bucket, prefix), None) is None:
             raise S3Error("there is nothing")
     except OSError as error:
@@ -93,6 +94,14 @@ def demand_objects(address: str) -> None:
             found=str(error),
             fix=_FIX,
         ) from error
+
+
+def _place(address: str) -> tuple[str, str]:
+    """Bucket and prefix, which also name the folder in the cache: none may lead out of it."""
+    bucket, prefix = bucket_and_key(address.rstrip("/"))
+    if not all(is_plain_name(part) for part in (bucket, *(prefix.split("/") if prefix else ()))):
+        raise S3Error(f"{address!r} cannot be a folder below the cache")
+    return bucket, prefix
 
 
 def objects_below(client: Any, bucket: str, prefix: str) -> Iterator[StoredObject]:
@@ -108,7 +117,7 @@ def objects_below(client: Any, bucket: str, prefix: str) -> Iterator[StoredObjec
                 name = row["Key"].removeprefix(start)
                 if not name or name.endswith("/"):
                     continue  # what consoles put there to show a folder
-                if ".." in PurePosixPath(name).parts or name.startswith("/") or "//" in name:
+                if not all(is_plain_name(part) for part in name.split("/")):
                     raise S3Error(f"the object {row['Key']!r} cannot be a file below a folder")
                 yield StoredObject(name, str(row["ETag"]), int(row["Size"]), row["LastModified"].timestamp())
     except (BotoCoreError, ClientError) as error:

@@ -17,22 +17,93 @@ from typing import Any
 import mlflow.pyfunc
 from mlflow.models import set_model
 
+# Of a request: more would fill the memory of the server for one caller.
+MOST_ROWS = 64
+MOST_VALUES = 3 * 2**26  # of an array, 8192 x 8192 x 3
+LONGEST = 10_000  # characters of a prompt; text encoders read some hundred
+
 
 def _image(value: Any) -> Any:
-    """A PIL image from an array (H, W, 3), a PIL image, encoded bytes, base64 text, or a `Path`."""
+    """A PIL image from an array (H, W, 3), a PIL image, encoded bytes, base64 text, or a `Path`.
+
+    Raises:
+        DataError: for anything else, what is damaged or no PNG or JPEG, and absurd sizes.
+    """
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image
+
+    from vdmini_core.data.images import open_image
 
     if isinstance(value, Image.Image):
         return value.convert("RGB")
     if isinstance(value, list):  # an array that came as JSON
-        value = np.asarray(value)
+        value = _array(value)
     if isinstance(value, np.ndarray):
+        if value.ndim != 3 or value.shape[-1] != 3 or not 0 < value.size <= MOST_VALUES:
+            raise _no_image(f"an array of shape {value.shape}")
         return Image.fromarray(value.astype(np.uint8)).convert("RGB")
     if isinstance(value, Path):  # text is never a path: a served model must not open files for its callers
-        return ImageOps.exif_transpose(Image.open(value)).convert("RGB")
-    data = base64.b64decode(value, validate=True) if isinstance(value, str) else bytes(value)
-    return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+        return open_image(value, value.name)
+    if not isinstance(value, str | bytes | bytearray | memoryview):  # `bytes` of a number are so many zeros
+        raise _no_image(type(value).__name__)
+    try:
+        data = base64.b64decode(value, validate=True) if isinstance(value, str) else bytes(value)
+    except ValueError:
+        raise _no_image("text that is not base64") from None
+    return open_image(io.BytesIO(data), "the image")
+
+
+def _array(value: list[Any]) -> Any:
+    import numpy as np
+
+    try:
+        return np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError):  # ragged, nested too deeply, or no numbers
+        raise _no_image("lists that are no array of numbers") from None
+
+
+def _no_image(found: str) -> Exception:
+    from vdmini_core.errors import DataError
+
+    expected = f"PNG or JPEG as bytes or base64 text, or an array (H, W, 3) of at most {MOST_VALUES:,} values"
+    return DataError("this is no image", expected=expected, found=found)
+
+
+def _whole(value: Any, name: str) -> int:
+    """A whole number from 0 to 2**63 - 1, which random generators and schemas take.
+
+    Raises:
+        DataError: for anything else.
+    """
+    from vdmini_core.errors import DataError
+
+    try:
+        number = int(value)
+        fine = number == value and 0 <= number < 2**63
+    except (TypeError, ValueError, OverflowError):  # a list, NaN, infinity
+        fine = False
+    if not fine:
+        raise DataError(
+            f"`{name}` is no number that can be used", expected="0 or more", found=repr(value)[:80]
+        )
+    return number
+
+
+def _demand_few(rows: int) -> None:
+    """All rows of a request are made in one batch.
+
+    Raises:
+        DataError: for more than a machine holds, or none.
+    """
+    from vdmini_core.errors import DataError
+
+    if not 0 < rows <= MOST_ROWS:
+        raise DataError(
+            "a request of so many rows is not served",
+            expected=f"1 to {MOST_ROWS}",
+            found=str(rows),
+            fix="send several requests",
+        )
 
 
 def _frames(model_input: Any, params: Any) -> int:
@@ -45,10 +116,10 @@ def _frames(model_input: Any, params: Any) -> int:
 
     from vdmini_core.errors import DataError
 
-    asked = {int((params or {}).get("frames", 0))}
+    asked = {_whole((params or {}).get("frames", 0), "frames")}
     if isinstance(model_input, pd.DataFrame | dict) and "frames" in model_input:
         column = model_input["frames"]
-        asked = {int(number) for number in (column if isinstance(column, pd.Series) else [column])}
+        asked = {_whole(each, "frames") for each in (column if isinstance(column, pd.Series) else [column])}
     if len(asked) != 1:
         raise DataError("the rows ask for different numbers of frames", expected="one", found=str(asked))
     return asked.pop()
@@ -59,6 +130,10 @@ def _text(value: Any) -> str:
 
     if not isinstance(value, str) or not value.strip():
         raise DataError("this model starts from a prompt", expected="text", found=type(value).__name__)
+    if len(value) > LONGEST:
+        raise DataError(
+            "this prompt is too long", expected=f"at most {LONGEST:,} characters", found=f"{len(value):,}"
+        )
     return value
 
 
@@ -123,16 +198,18 @@ class VideoStudent(mlflow.pyfunc.PythonModel):
 
         if _frames(model_input, params) not in (0, self.settings.frames):
             return self._with_frames(_frames(model_input, params)).predict(context, model_input, params)
-        seed = int((params or {}).get("seed", 0))
+        seed = _whole((params or {}).get("seed", 0), "seed")
         if isinstance(model_input, dict):
             model_input = pd.DataFrame([model_input])
         if isinstance(model_input, pd.DataFrame):
             return self._rows(model_input, seed)
         if self.needs == ("prompts",):
             texts = [model_input] if isinstance(model_input, str) else list(model_input)
+            _demand_few(len(texts))
             videos = self._generate(None, texts, [seed] * len(texts))
             return videos[0] if isinstance(model_input, str) else videos
         if isinstance(model_input, np.ndarray) and model_input.ndim == 4:
+            _demand_few(len(model_input))
             return self._generate([_image(image) for image in model_input], None, [seed] * len(model_input))
         return self._generate([_image(model_input)], None, [seed])[0]
 
@@ -140,6 +217,7 @@ class VideoStudent(mlflow.pyfunc.PythonModel):
         """One record a row of a table with the columns that the model needs."""
         from vdmini_core.errors import DataError
 
+        _demand_few(len(table))
         columns = {"first_frames": "image", "prompts": "prompt"}
         wanted = [columns[need] for need in self.needs]
         if not set(wanted) <= set(table):
@@ -150,7 +228,7 @@ class VideoStudent(mlflow.pyfunc.PythonModel):
             )
         images = [_image(value) for value in table["image"]] if "image" in wanted else None
         prompts = list(table["prompt"]) if "prompt" in wanted else None
-        seeds = [int(s) for s in table["seed"]] if "seed" in table else [seed] * len(table)
+        seeds = [_whole(s, "seed") for s in table["seed"]] if "seed" in table else [seed] * len(table)
         return [
             {"video": _mp4_base64(video, self.settings.fps)}
             for video in self._generate(images, prompts, seeds)

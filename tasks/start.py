@@ -14,10 +14,12 @@ from tasks.s3_folders import local_path
 from tasks.stage import StageJob
 from vdmini_core.artifacts import read_json
 from vdmini_core.errors import ModelError
+from vdmini_core.foreign import demand_inside
 
 if TYPE_CHECKING:
     from torch import nn
 
+KINDS = (".json", ".safetensors")  # nothing else comes along
 FIX = "name the folder `artifacts/distill/student` of a run with this teacher"
 
 
@@ -54,9 +56,14 @@ def keep_start(job: StageJob, teacher: nn.Module) -> dict[str, int]:
             found=str(parameters),
             fix=FIX,
         )
-    for name in COMPONENTS:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, out / name)
+    kept = [Path(name) for name in COMPONENTS if (source / name).is_dir()]
+    files = (path for name in kept for path in (source / name).rglob("*") if path.is_file())
+    found = [path for path in files if path.suffix in KINDS]
+    demand_inside(source, [*kept, Path("plan.json"), *(path.relative_to(source) for path in found)])
+    for path in found:
+        target = out / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
     shutil.copyfile(source / "plan.json", out / "plan.json")
     return {"start_params": parameters}
 

@@ -258,12 +258,14 @@ def copy_pipeline(source: Path, out: Path) -> None:
     Raises:
         ModelError: when the directory is incomplete or unsafe.
     """
+    from vdmini_core.foreign import demand_inside
     from vdmini_core.models.pipeline_dir import needed_files
     from vdmini_core.models.registry import SETTINGS
 
     files = needed_files(source)
     if (source / SETTINGS).is_file():
         files.append(Path(SETTINGS))
+    demand_inside(source, files)
     for relative in files:
         target = out / relative
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from typing import Any
 
 import vdmini_core
 from vdmini_core.errors import VDMiniError
+from vdmini_core.foreign import parse_json
 
 MANIFEST = "manifest.json"
 VOLATILE = frozenset({"run.json", "timing.json"})
@@ -77,14 +78,14 @@ def read_json(path: Path) -> Any:
         VDMiniError: when the file is missing or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise VDMiniError(
             f"{path} is missing",
             expected="the output of an earlier stage",
             fix="run `vdmini run`, which makes what is missing",
         ) from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise VDMiniError(
             f"{path} is not JSON", found=str(error), fix="delete it and run its stage again"
         ) from None

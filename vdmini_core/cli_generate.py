@@ -96,17 +96,12 @@ def read_image(path: Path) -> Any:
     Raises:
         DataError: when there is no file, or it is no image.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from vdmini_core.data.images import open_image
 
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
         raise DataError(f"there is no file {path}", expected="a PNG or JPEG", found=found)
-    try:
-        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path} cannot be read as an image", found=str(error), fix="give a PNG or JPEG"
-        ) from None
+    return open_image(path, str(path))
 
 
 def _inputs(image: Any, prompt: str | None, settings: SamplingSettings) -> ClipInputs:

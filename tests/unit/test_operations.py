@@ -23,6 +23,7 @@ from flows.pages import Pages
 from flows.profile_workspace import workspace_of
 from flows.server_rules import SILENCE, zombie_rule
 from flows.time_limits import HOURS, flow_seconds
+from flows.webhook_address import ALLOW_LOCAL
 from tasks import once as once_module
 from tasks.fresh_data import new_videos, seed_of, this_week
 from tasks.once import once
@@ -63,6 +64,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[int]], 
     def start(codes: list[int]) -> Receiver:
         server = Receiver(codes)
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv(ALLOW_LOCAL, "1")
         monkeypatch.setenv(notices.WEBHOOK, f"http://127.0.0.1:{server.server_address[1]}/canary-token")
         started.append(server)
         return server

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vdmini_core.artifacts import is_safetensors, unreadable
-from vdmini_core.errors import ModelError
+from vdmini_core.errors import ModelError, VDMiniError
+from vdmini_core.foreign import demand_header, demand_held, demand_stored
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
 DEEPSPEED = "_forward_module."  # before all names, where its wrapper was saved with the model
@@ -54,8 +55,13 @@ def _content(path: Path) -> Any:
     zipped = zipfile.is_zipfile(path)
     try:
         if path.suffix == ".safetensors" or is_safetensors(path):
+            demand_header(path)
             return load_file(path)
+        if zipped:
+            demand_stored(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except VDMiniError:
+        raise
     except Exception as error:  # bytes from outside: the readers raise whatever comes of them
         raise ModelError(
             f"{path.name} cannot be read as a checkpoint; nothing in it was run",
@@ -89,6 +95,7 @@ def _named_tensors(path: Path, content: Any) -> dict[str, Tensor]:
                 found=f"{key}, {value.layout} on {value.device}",
                 fix="save its weights again as dense tensors that are not quantised",
             )
+    demand_held(path, content)
     wrapped = all(key.startswith(DEEPSPEED) for key in content)
     return {key.removeprefix(DEEPSPEED) if wrapped else key: value for key, value in content.items()}
 

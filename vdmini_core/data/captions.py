@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -19,6 +18,7 @@ import numpy as np
 
 from vdmini_core.data import scene as sc
 from vdmini_core.errors import DataError
+from vdmini_core.foreign import parse_json
 
 TABLES = ("captions.csv", "captions.jsonl")
 LONGEST = 10_000  # characters of a caption; text encoders read some hundred
@@ -146,7 +146,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise _bad(path, number, "JSON", str(error)) from None
         yield number, row if isinstance(row, dict) else {}

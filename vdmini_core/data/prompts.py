@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vdmini_core.errors import DataError
+from vdmini_core.foreign import parse_json
 
 SERVED = "captions of the videos"  # what the account of files says of those that hold captions
 _SHOWN = 20
@@ -49,7 +50,7 @@ def load_captions(directory: Path, split: str, limit: int | None = None) -> list
             fix="run `vdmini prepare`",
         )
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        rows = [parse_json(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         return [Caption(row["source"], row["prompt"]) for row in rows][:limit]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(

@@ -22,6 +22,7 @@ import numpy as np
 
 from vdmini_core.artifacts import digest_of, read_json, sha256_file, write_json
 from vdmini_core.errors import DataError
+from vdmini_core.foreign import is_plain_name
 
 SHARD_BYTES = 256 * 2**20  # of a file, at most; a larger clip has one to itself
 
@@ -70,6 +71,8 @@ def shards_of(directory: Path, split: str) -> list[Shard]:
         return [Shard(path, 0, clip_shape(path, split)[0])]
     try:
         rows = [(str(row["file"]), int(row["clips"])) for row in read_json(index)["shards"]]
+        if not all(is_plain_name(name) for name, _ in rows):
+            raise ValueError("a shard that is not beside the index")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{index} is no index of clips", found=repr(error), fix=_AGAIN) from None
     firsts = itertools.accumulate((count for _, count in rows), initial=0)

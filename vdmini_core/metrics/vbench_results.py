@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vdmini_core.errors import DataError
+from vdmini_core.foreign import read_json_file
 from vdmini_core.params import is_number
 
 
@@ -97,7 +98,7 @@ def read_results(path: Path, kind: str) -> dict[str, float]:
 
 def _read_file(file: Path, kind: str) -> dict[str, float]:
     try:
-        data: Any = json.loads(file.read_text(encoding="utf-8"))
+        data: Any = read_json_file(file)
     except (OSError, ValueError) as error:
         raise DataError(f"{file} is not a result file of VBench", found=str(error)) from None
     if not isinstance(data, dict):

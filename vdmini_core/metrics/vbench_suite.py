@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ImageOps
 
+from vdmini_core.data.images import open_image
 from vdmini_core.errors import DataError
+from vdmini_core.foreign import parse_json
 from vdmini_core.metrics.vbench_results import DIMENSIONS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -53,7 +55,7 @@ def read_suite(path: Path, kind: str) -> list[Entry]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix.lower() == ".json" else None
+        data = parse_json(text) if path.suffix.lower() == ".json" else None
     except (OSError, ValueError) as error:
         raise DataError(
             f"the suite {path} cannot be read",
@@ -170,9 +172,4 @@ def read_first_frame(path: Path, height: int, width: int) -> NDArray[np.uint8]:
     Raises:
         DataError: when it is no image.
     """
-    try:
-        with Image.open(path) as image:
-            picture = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image", found=str(error)) from None
-    return np.array(ImageOps.fit(picture, (width, height)))
+    return np.array(ImageOps.fit(open_image(path, str(path)), (width, height)))

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vdmini_core.artifacts import cache_folder, is_safetensors, sha256_file, unreadable
-from vdmini_core.errors import DataError
+from vdmini_core.errors import DataError, VDMiniError
+from vdmini_core.foreign import demand_header, demand_held, demand_stored
 from vdmini_core.progress import progress_bar
 
 TIMEOUT_S = 60.0
@@ -129,14 +130,17 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as handle:
             head = handle.read(2)
         if is_safetensors(path) or (head != b"PK" and head[:1] != b"\x80"):
+            demand_header(path)
             return load_file(path)
         if head == b"PK" and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
             raise DataError(
                 f"{path.name} is a TorchScript program, not a state dict",
                 fix="load it with torch.jit where you trust it and save its state_dict() as safetensors",
             )
+        if zipfile.is_zipfile(path):
+            demand_stored(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except DataError:
+    except VDMiniError:
         raise
     except Exception as error:  # bytes from outside: the readers raise whatever comes of them
         raise DataError(
@@ -146,4 +150,5 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"{path.name} holds no state dict", found=type(state).__name__)
+    demand_held(path, state)
     return state

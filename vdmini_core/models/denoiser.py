@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from vdmini_core.errors import ModelError
 from vdmini_core.models.dit.table import ARCHITECTURES
-from vdmini_core.models.pipeline_dir import INDEX, VARIANT, check_weights, found_at, read_config
+from vdmini_core.models.pipeline_dir import (
+    INDEX,
+    VARIANT,
+    check_configs,
+    check_weights,
+    found_at,
+    read_config,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +76,7 @@ def load_denoiser(
             found=str(name),
             fix="only these classes are loaded; code from a model directory is never run",
         )
+    check_configs(folder)
     check_weights(folder, WEIGHTS)
     cls: Any = getattr(importlib.import_module(DENOISERS[name]), name)
     whole = any(f".{VARIANT}" not in path.name for path in folder.glob(f"{WEIGHTS}*.safetensors"))

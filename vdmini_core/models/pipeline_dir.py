@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vdmini_core.errors import ModelError
+from vdmini_core.foreign import (
+    ADAPTER,
+    demand_header,
+    demand_own_shards,
+    demand_plain_config,
+    read_json_file,
+)
 
 INDEX = "model_index.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
@@ -196,6 +202,7 @@ def check_directory(directory: Path) -> dict[str, Any]:
     index = read_index(directory)
     check_single(index)
     parts = PIPELINES[index["_class_name"]]
+    check_strangers(index, parts)
     for part, (allowed, (config, weights)) in parts.items():
         check_class(part, index.get(part), allowed)
         if _absent(index, part):
@@ -207,9 +214,43 @@ def check_directory(directory: Path) -> dict[str, Any]:
                 found="missing",
                 fix="copy or download the whole pipeline directory",
             )
+        check_configs(directory / part)
         if weights is not None:
             check_weights(directory / part, weights)
     return index
+
+
+def check_strangers(index: Mapping[str, Any], parts: Parts) -> None:
+    """Refuse parts that pipelines of this class do not have: a library might import what they name.
+
+    Raises:
+        ModelError: naming the first.
+    """
+    named = {key: entry for key, entry in index.items() if isinstance(entry, list) and any(entry)}
+    if strange := [key for key in named if key not in parts and not key.startswith("_")]:
+        raise ModelError(
+            f"the pipeline names a part that {index['_class_name']} does not have",
+            expected=", ".join(parts),
+            found=f"{strange[0]}: {named[strange[0]]}"[:200],
+            fix=f"take it out of {INDEX} where the rest is what you want",
+        )
+
+
+def check_configs(folder: Path) -> None:
+    """Refuse configs of a part that ask for code or another model.
+
+    Raises:
+        ModelError: naming the file.
+    """
+    if (folder / ADAPTER).exists():
+        raise ModelError(
+            f"{folder.name} is an adapter of another model",
+            expected="whole weights",
+            found=ADAPTER,
+            fix="merge the adapter into its model and save that; or delete the file if the weights are whole",
+        )
+    for path in sorted(folder.glob("*config.json")):
+        demand_plain_config(path)
 
 
 def check_single(index: Mapping[str, Any]) -> None:
@@ -272,6 +313,10 @@ def check_weights(folder: Path, stem: str) -> None:
             found=", ".join(names) or "an empty folder",
             fix="copy or download the whole pipeline directory",
         )
+    for name in usable:
+        demand_header(folder / name)
+    for index in sorted(folder.glob(f"{stem}*.index*.json")):
+        demand_own_shards(index)
 
 
 def variant_of(directory: Path, index: Mapping[str, Any]) -> str | None:
@@ -308,10 +353,10 @@ def read_config(path: Path) -> dict[str, Any]:
         ModelError: missing or not a JSON object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json_file(path)
     except FileNotFoundError:
         raise ModelError(f"{path.name} is missing", expected=str(path)) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ModelError(f"{path.name} is not JSON", found=str(error)) from None
     if not isinstance(data, dict):
         raise ModelError(f"{path.name} is not a config", expected="a JSON object", found=type(data).__name__)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from vdmini_core.errors import PlanError
+from vdmini_core.foreign import read_json_file
 from vdmini_core.models.inspect import BUILT_IN, load_architecture
 from vdmini_core.models.registry import family_of, fingerprint, load_pipeline, load_settings
 from vdmini_core.params import FIXED_RECIPES, PlanParams
@@ -113,7 +113,7 @@ def _times(path: Path) -> dict[str, Any]:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json_file(path)
     except (OSError, ValueError) as error:
         raise PlanError(f"{path} cannot be read as JSON", found=str(error)) from None
     return found if isinstance(found, dict) else {}

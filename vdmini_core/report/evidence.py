@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from vdmini_core.data.prompts import SERVED
 from vdmini_core.data.shards import places, shards_of
 from vdmini_core.errors import VDMiniError
+from vdmini_core.foreign import parse_json
 
 MOVIES = {"real": "Real", "teacher": "Teacher", "pruned": "Pruned", "recovered": "Recovered"}
 STAGES = ("prepare", "teacher", "profile", "plan", "prune", "distill", "evaluate")
@@ -50,7 +51,7 @@ class Strip:
 def load(path: Path, fallback: Any) -> Any:
     """JSON at `path`, or `fallback` where it is missing or of another kind: a report shows what there is."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return fallback
     return data if isinstance(data, type(fallback)) else fallback
@@ -61,7 +62,7 @@ def load_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if isinstance(row, dict):

@@ -88,7 +88,9 @@ def pipeline_with_vae(arguments: argparse.Namespace) -> StableVideoDiffusionPipe
     pipeline = build_pipeline(arguments.size, arguments.seed)
     trained = arguments.out / "vae"
     if trained.exists():
-        pipeline.register_modules(vae=AutoencoderKLTemporalDecoder.from_pretrained(trained).eval())
+        pipeline.register_modules(
+            vae=AutoencoderKLTemporalDecoder.from_pretrained(trained, use_safetensors=True).eval()
+        )
     else:
         start_from_patches(pipeline.vae, data_of(arguments).basis(pipeline.vae))
     return pipeline
@@ -156,9 +158,9 @@ def command_export(arguments: argparse.Namespace) -> None:
     pipeline = pipeline_with_vae(arguments)
     encoder = arguments.out / "image_encoder"
     if encoder.exists():
-        own = CLIPVisionModelWithProjection.from_pretrained(encoder)
+        own = CLIPVisionModelWithProjection.from_pretrained(encoder, use_safetensors=True)
         pipeline.register_modules(image_encoder=own.eval())
-    trained = UNetSpatioTemporalConditionModel.from_pretrained(arguments.out / "unet")
+    trained = UNetSpatioTemporalConditionModel.from_pretrained(arguments.out / "unet", use_safetensors=True)
     pipeline.register_modules(unet=trained.eval())
     show(export_pipeline(pipeline, arguments.size, arguments.out, arguments.to))
 

@@ -102,7 +102,9 @@ def data_digest(size: Size) -> str:
 
 def load_exported(directory: Path) -> StableVideoDiffusionPipeline:
     """The shipped pipeline in float32, which CPUs compute best."""
-    pipeline = StableVideoDiffusionPipeline.from_pretrained(directory, torch_dtype=torch.float32)
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(
+        directory, torch_dtype=torch.float32, use_safetensors=True
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

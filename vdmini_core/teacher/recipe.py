@@ -110,7 +110,9 @@ def train_autoencoder(
     """Train the pipeline's autoencoder, resuming from `workdir`, or load it where that is done."""
     done = workdir / "vae"
     if (done / "config.json").is_file():
-        pipeline.register_modules(vae=AutoencoderKLTemporalDecoder.from_pretrained(done).eval())
+        pipeline.register_modules(
+            vae=AutoencoderKLTemporalDecoder.from_pretrained(done, use_safetensors=True).eval()
+        )
         return {}
     result = train_vae(pipeline.vae, data.vae_clips(), config, workdir, on_log)
     loop.save_whole(done, pipeline.vae.save_pretrained)
