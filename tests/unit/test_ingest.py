@@ -22,9 +22,10 @@ from vdmini_core.data import ingest
 from vdmini_core.data.accounting import Prepared
 from vdmini_core.data.clips import SPLITS, clip_count, load_clips, save_clips
 from vdmini_core.data.decode_pool import DecodePool
-from vdmini_core.data.discovery import discover
+from vdmini_core.data.discovery import discover, every_file
 from vdmini_core.data.prompts import load_captions, load_prompts
 from vdmini_core.data.splits import Source, assign, level_for
+from vdmini_core.data.video import read_info
 from vdmini_core.errors import DataError
 from vdmini_core.params import PrepareParams
 
@@ -143,6 +144,38 @@ def test_unreadable_files_and_folders_are_quarantined(good: Path, tmp_path: Path
     (folder / "closed").mkdir(mode=0)
     reasons = {f.name: f.reason for f in discover(folder) if f.status == "quarantined"}
     assert set(reasons) == {"b.mkv", "closed"}
+
+
+def test_folders_deeper_than_calls_and_names_that_look_alike(tmp_path: Path) -> None:
+    """1,200 folders within each other; a byte that is no UTF-8 beside a name that spells its escape."""
+    place = tmp_path / "deep"
+    place.mkdir()
+    here = os.open(place, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=here)
+        here, above = os.open("d", os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    os.close(os.open("bottom.mp4", os.O_WRONLY | os.O_CREAT, dir_fd=here))
+    os.close(here)
+    for name in (b"a\xff.mp4", b"a\\xff.mp4"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    try:
+        found = {item.name: item.reason for item in every_file(tmp_path)}
+    finally:
+        subprocess.run(["rm", "-rf", str(place)], check=True)  # deeper than shutil goes, too
+    assert set(found) == {"a\\xff.mp4", "a\\xff.mp4 (2)", "deep/" + "d/" * 1200 + "bottom.mp4"}
+    assert set(found.values()) == {"empty (0 bytes)"}
+
+
+def test_a_colon_in_a_relative_path_is_no_protocol(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run:1").mkdir()
+    shutil.copy(good / "b.mkv", tmp_path / "run:1" / "http:b.mkv")
+    monkeypatch.chdir(tmp_path)
+    (found,) = every_file(Path("run:1"))
+    assert found.path.is_absolute() and found.name == "http:b.mkv"
+    assert read_info(Path("run:1/http:b.mkv")).width == 64
 
 
 def test_captions_lie_beside_the_clips_in_their_order(good: Path, tmp_path: Path) -> None:
