@@ -127,7 +127,7 @@ def _count(text: str, origin: str) -> None:
 
 
 def _check_values(data: Any, origin: str, place: str = "") -> None:
-    """Refuse what YAML allows and nothing here can use: keys that are no text, NUL, endless whole numbers."""
+    """Refuse what YAML allows and nothing here can use: dates, sets, keys that are no text, NUL, long numbers."""
     if isinstance(data, dict):
         for key, value in data.items():
             if not isinstance(key, str):
@@ -137,9 +137,16 @@ def _check_values(data: Any, origin: str, place: str = "") -> None:
                     found=f"a key of type {type(key).__name__}" + (f" in `{place}`" if place else ""),
                 )
             _check_values(value, origin, f"{place}.{key}" if place else key)
-    elif isinstance(data, list | tuple | set):
+    elif isinstance(data, list):
         for value in data:
             _check_values(value, origin, place)
+    elif data is not None and not isinstance(data, str | int | float):
+        raise ParamsError(
+            f"{origin} holds what no parameter can be: `{place[:80]}`",
+            expected="text, a number, true, false, null, a list or a mapping",
+            found=type(data).__name__,
+            fix="put quotes around it where it is meant as text",
+        )
     elif isinstance(data, str) and "\0" in data:
         raise ParamsError(
             f"{origin} holds a NUL character: `{place[:80]}`",

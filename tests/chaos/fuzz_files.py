@@ -57,11 +57,10 @@ class Fuzz:
     def run(self, media: Media) -> None:
         """Everything that has no result yet."""
         self._real()
-        names = [name for name in self.sizes() if not self._result(name).is_file()]
+        every = [*self.sizes(), *([] if why_not_bound() else [CLOSED])]
+        names = [name for name in every if not self._result(name).is_file()]
         for begin in range(0, len(names), BATCH):
             self._batch(names[begin : begin + BATCH], media)
-        if not self._result(CLOSED).is_file() and not why_not_bound():
-            self._batch([CLOSED], media)
 
     def results(self) -> dict[str, dict[str, Any]]:
         """What is known of each folder."""
@@ -121,7 +120,7 @@ class Fuzz:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=bound_by_permissions if waiting[0][0] == CLOSED else None,
+                preexec_fn=bound_by_permissions,
             )
         done, since = 0, time.monotonic()
         try:

@@ -29,7 +29,7 @@ CASE_S = 60.0  # of the processor's time: a case that takes more hangs, on howev
 STILL_S = 900.0  # without a new line: the process hangs where no alarm reaches it
 PEAK_MIB = 2048
 COLUMNS = ("count", "accepted", "rejected", "crashed", "hung", "forgotten", "disagreed", "wrote")
-_BATCH = 100
+_BATCH = 250
 
 
 class TooLong(BaseException):

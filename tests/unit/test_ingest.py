@@ -33,8 +33,10 @@ from vdmini_core.params import PrepareParams
 MISBEHAVING = """
 import os, pathlib, signal, time
 from vdmini_core.data import decode_worker as w
-real = w.read_info
+real, seen = w.read_info, []
 def read_info(path):
+    seen.append(path)
+    if "tired" in path.name and len(seen) > 1: os.kill(os.getpid(), signal.SIGSEGV)
     if "hang" in path.name: time.sleep(60)
     if "crash" in path.name: os.kill(os.getpid(), signal.SIGSEGV)
     if "leave" in path.name: os._exit(3)
@@ -281,6 +283,7 @@ def test_too_little_says_found_needed_and_what_to_do(good: Path, tmp_path: Path)
 
 def test_hang_crash_exit_and_greed_cost_one_file_each(good: Path, tmp_path: Path) -> None:
     names = ["hang.mp4", "fine1.mp4", "crash.mp4", "leave.mp4", "fine2.mp4", "greedy.mp4", "fine3.mp4"]
+    names += ["tired1.mp4", "tired2.mp4", "tired3.mp4"]  # they crash processes that read something before
     for name in names:
         shutil.copy(good / "b.mkv", tmp_path / name)
     request = {"op": "probe", "frames": 8, "fps": 8.0}
@@ -292,7 +295,7 @@ def test_hang_crash_exit_and_greed_cost_one_file_each(good: Path, tmp_path: Path
     assert "crashed" in replies["crash.mp4"]["error"] and "SIGSEGV" in replies["crash.mp4"]["error"]
     assert "exit status 3" in replies["leave.mp4"]["error"]
     assert "memory" in replies["greedy.mp4"]["error"]
-    assert all(replies[f"fine{n}.mp4"]["runs"] for n in (1, 2, 3))
+    assert all(replies[f"{kind}{n}.mp4"]["runs"] for kind in ("fine", "tired") for n in (1, 2, 3))
 
 
 def test_a_worker_that_cannot_start_is_an_error_and_no_quarantine() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from vdmini_core.distillation.encoding import ClipEncoder
 from vdmini_core.distillation.guards import History
 from vdmini_core.distillation.recovery_step import RecoveryStep
 from vdmini_core.errors import DataError, TrainingError
+from vdmini_core.metrics import load_extractor
 from vdmini_core.metrics.comparison import compare_rows, repeat_first_frame
 from vdmini_core.metrics.folder import Settings
 from vdmini_core.metrics.folder_distance import folder_distance
@@ -94,21 +96,30 @@ def test_a_step_that_is_not_finite_says_where_and_changes_nothing(
     assert step.step_count == 0 and not step.optimizer.state
 
 
+class _Gain(nn.Module):
+    """One weight: what it makes of noise of level 700 is off by 700 times its error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.zeros(()))
+
+
+class _GainFamily(ShallowFamily):
+    def denoise(
+        self, denoiser: nn.Module, noisy_BFChw: Tensor, sigma_B: Tensor, conditions: Conditions
+    ) -> Tensor:
+        return denoiser.gain * noisy_BFChw  # type: ignore[operator]
+
+
 def test_a_rate_far_too_high_is_stopped_rolled_back_and_told() -> None:
     """As the worker does: back to the beginning at half the rate, until the rollbacks are spent."""
-    params = toy_params(
-        steps=40,
-        learning_rate=0.99,
-        warmup_steps=0,
-        max_grad_norm=1e3,
-        lambda_mca=0,
-        task_loss="reconstruction",
-    )
+    terms = {"lambda_icd": 0, "lambda_mca": 0, "task_loss": "reconstruction"}
+    params = toy_params(learning_rate=0.99, warmup_steps=0, **terms)
     history, batches = History(), toy_batches()
     reasons = []
     with pytest.raises(TrainingError) as caught:
         while True:
-            step = toy_step(params, shallow=True)
+            step = RecoveryStep(_GainFamily(), _Gain(), _Gain(), (), params, batches.batch(0))
             step.rate_scale = history.rate_scale
             try:
                 for index in range(params.steps):
@@ -119,7 +130,7 @@ def test_a_rate_far_too_high_is_stopped_rolled_back_and_told() -> None:
             else:
                 pytest.fail("nothing went wrong at this rate")
     assert len(reasons) == params.rollbacks + 1
-    assert all("diverged at step" in reason or "not finite" in reason for reason in reasons)
+    assert all("diverged at step 2" in reason for reason in reasons)
     said = str(caught.value)
     assert (
         "rolled back 2 times" in said
@@ -187,8 +198,6 @@ def test_a_unit_is_profiled_on_black_clips() -> None:
     clips = torch.zeros((4, 2, 16, 16, 3), dtype=torch.uint8)
     inputs = sensitivity.prepare_inputs(pipeline, family, clips, settings, seed=0)
     black = replace(inputs, latents=torch.zeros_like(inputs.latents), clips=torch.zeros_like(inputs.clips))
-    from vdmini_core.metrics import load_extractor
-
     extractors = {name: load_extractor(name) for name in sensitivity.COLUMNS}
     unit = family.units(pipeline.unet, settings, "block")[0].name
     for given in (inputs, black):
@@ -199,8 +208,6 @@ def test_a_unit_is_profiled_on_black_clips() -> None:
 
 
 def _settings(pipeline: Any) -> Any:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         save_pipeline(pipeline, Path(folder) / "p", None)
         return load_settings(Path(folder) / "p")

@@ -33,6 +33,8 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("base: {seed: 1}\nbase: {seed: 2}", "line 2: found duplicate key"),
         ("? [a, b]\n: 1", "key that is no text"),
         ("base: {1: 2}", "key that is no text"),
+        ("prepare: {videos: 2001-01-01}", "what no parameter can be: `prepare.videos`"),
+        ("evaluate: {fvd: {weights: !!set {a}}}", "what no parameter can be"),
         ('report: {title: "a\\0b"}', "NUL"),
         ("x: " + "y" * 2**21, "too large"),
     ],
