@@ -127,7 +127,7 @@ def _count(text: str, origin: str) -> None:
 
 
 def _check_values(data: Any, origin: str, place: str = "") -> None:
-    """Refuse what YAML allows and nothing here can use: dates, sets, keys that are no text, NUL, long numbers."""
+    """What YAML allows and no parameter can be: dates, sets, keys that are no text, NUL, big numbers."""
     if isinstance(data, dict):
         for key, value in data.items():
             if not isinstance(key, str):
