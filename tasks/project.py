@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 import vdmini_core
 from vdmini_core.artifacts import code_version
 from vdmini_core.errors import ParamsError, VDMiniError
 from vdmini_core.params import Params, known_keys, nearest_key, parse_params
+from vdmini_core.yaml_text import parse_yaml, read_yaml_file
 
 CODE_MARK = "vdmini-code.json"
 # Paths outside the artifacts, which a workspace shares with the project it starts from ...
@@ -157,10 +157,7 @@ def read_yaml(path: Path, yaml: YAML | None = None) -> Any:
     Raises:
         ParamsError: when it is not YAML.
     """
-    try:
-        data = (yaml or YAML(typ="safe")).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path.name} is not valid YAML", found=str(error).split("\n")[0]) from None
+    data = read_yaml_file(path, yaml)
     return {} if data is None else data
 
 
@@ -210,10 +207,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
             f"unknown key `{key}`" + (f": did you mean `{near}`?" if near else ""),
             expected="a key of params.yaml",
         )
-    try:
-        return key, YAML(typ="safe").load(raw) if raw.strip() else None
-    except YAMLError as error:
-        raise ParamsError(f"the value of `{key}` is not YAML", found=str(error).split("\n")[0]) from None
+    return key, parse_yaml(raw, f"the value of `{key}`") if raw.strip() else None
 
 
 def profile_values(root: Path, name: str) -> dict[str, Any]:

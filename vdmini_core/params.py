@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from vdmini_core.errors import ParamsError
+from vdmini_core.yaml_text import read_yaml_file
+
+_SHOWN = 20  # errors told at once
 
 
 class Section(BaseModel):
@@ -536,7 +537,10 @@ def parse_params(data: Any, origin: str = "params.yaml") -> Params:
     try:
         return Params.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors(include_url=False)]
+        wrong = error.errors(include_url=False)
+        lines = [_explain(item) for item in wrong[:_SHOWN]]
+        if len(wrong) > _SHOWN:
+            lines.append(f"and {len(wrong) - _SHOWN} more")
         raise ParamsError(
             f"{origin} cannot be used:\n" + "\n".join(f"  - {line}" for line in lines),
             fix="correct it, or start again from `--profile mini`; `vdmini doctor` checks it",
@@ -547,11 +551,15 @@ def _explain(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         near = nearest_key(key)
-        return f"unknown key `{key}`" + (f": did you mean `{near}`?" if near else "")
+        return f"unknown key `{_cut(key)}`" + (f": did you mean `{near}`?" if near else "")
     message = item["msg"].removeprefix("Value error, ")
     value = item.get("input")
-    shown = "" if isinstance(value, dict | BaseModel) else f" (found {value!r})"
-    return f"`{key or 'params'}`: {message}{shown}"
+    shown = "" if isinstance(value, dict | BaseModel) else f" (found {_cut(repr(value))})"
+    return f"`{_cut(key) or 'params'}`: {message}{shown}"
+
+
+def _cut(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def load_params(path: Path) -> Params:
@@ -561,7 +569,7 @@ def load_params(path: Path) -> Params:
         ParamsError: when it is missing, not YAML, or does not fit.
     """
     try:
-        data = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        data = read_yaml_file(path)
     except FileNotFoundError:
         raise ParamsError(
             f"there is no {path.name} here",
@@ -569,8 +577,6 @@ def load_params(path: Path) -> Params:
             found=str(path.parent.resolve()),
             fix="run inside the checkout, or lay out a project with `vdmini init DIR`",
         ) from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path.name} is not valid YAML", found=str(error).split("\n")[0]) from None
     return parse_params(data if data is not None else {}, path.name)
 
 

@@ -22,9 +22,10 @@ from vdmini_core.data import ingest
 from vdmini_core.data.accounting import Prepared
 from vdmini_core.data.clips import SPLITS, clip_count, load_clips, save_clips
 from vdmini_core.data.decode_pool import DecodePool
-from vdmini_core.data.discovery import discover
+from vdmini_core.data.discovery import discover, every_file
 from vdmini_core.data.prompts import load_captions, load_prompts
 from vdmini_core.data.splits import Source, assign, level_for
+from vdmini_core.data.video import read_info
 from vdmini_core.errors import DataError
 from vdmini_core.params import PrepareParams
 
@@ -32,8 +33,10 @@ from vdmini_core.params import PrepareParams
 MISBEHAVING = """
 import os, pathlib, signal, time
 from vdmini_core.data import decode_worker as w
-real = w.read_info
+real, seen = w.read_info, []
 def read_info(path):
+    seen.append(path)
+    if "tired" in path.name and len(seen) > 1: os.kill(os.getpid(), signal.SIGSEGV)
     if "hang" in path.name: time.sleep(60)
     if "crash" in path.name: os.kill(os.getpid(), signal.SIGSEGV)
     if "leave" in path.name: os._exit(3)
@@ -145,6 +148,38 @@ def test_unreadable_files_and_folders_are_quarantined(good: Path, tmp_path: Path
     assert set(reasons) == {"b.mkv", "closed"}
 
 
+def test_folders_deeper_than_calls_and_names_that_look_alike(tmp_path: Path) -> None:
+    """1,200 folders within each other; a byte that is no UTF-8 beside a name that spells its escape."""
+    place = tmp_path / "deep"
+    place.mkdir()
+    here = os.open(place, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=here)
+        here, above = os.open("d", os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    os.close(os.open("bottom.mp4", os.O_WRONLY | os.O_CREAT, dir_fd=here))
+    os.close(here)
+    for name in (b"a\xff.mp4", b"a\\xff.mp4"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    try:
+        found = {item.name: item.reason for item in every_file(tmp_path)}
+    finally:
+        subprocess.run(["rm", "-rf", str(place)], check=True)  # deeper than shutil goes, too
+    assert set(found) == {"a\\xff.mp4", "a\\xff.mp4 (2)", "deep/" + "d/" * 1200 + "bottom.mp4"}
+    assert set(found.values()) == {"empty (0 bytes)"}
+
+
+def test_a_colon_in_a_relative_path_is_no_protocol(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run:1").mkdir()
+    shutil.copy(good / "b.mkv", tmp_path / "run:1" / "http:b.mkv")
+    monkeypatch.chdir(tmp_path)
+    (found,) = every_file(Path("run:1"))
+    assert found.path.is_absolute() and found.name == "http:b.mkv"
+    assert read_info(Path("run:1/http:b.mkv")).width == 64
+
+
 def test_captions_lie_beside_the_clips_in_their_order(good: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "videos", tmp_path / "run" / "out"
     shutil.copytree(good, folder)
@@ -248,6 +283,7 @@ def test_too_little_says_found_needed_and_what_to_do(good: Path, tmp_path: Path)
 
 def test_hang_crash_exit_and_greed_cost_one_file_each(good: Path, tmp_path: Path) -> None:
     names = ["hang.mp4", "fine1.mp4", "crash.mp4", "leave.mp4", "fine2.mp4", "greedy.mp4", "fine3.mp4"]
+    names += ["tired1.mp4", "tired2.mp4", "tired3.mp4"]  # they crash processes that read something before
     for name in names:
         shutil.copy(good / "b.mkv", tmp_path / name)
     request = {"op": "probe", "frames": 8, "fps": 8.0}
@@ -259,7 +295,7 @@ def test_hang_crash_exit_and_greed_cost_one_file_each(good: Path, tmp_path: Path
     assert "crashed" in replies["crash.mp4"]["error"] and "SIGSEGV" in replies["crash.mp4"]["error"]
     assert "exit status 3" in replies["leave.mp4"]["error"]
     assert "memory" in replies["greedy.mp4"]["error"]
-    assert all(replies[f"fine{n}.mp4"]["runs"] for n in (1, 2, 3))
+    assert all(replies[f"{kind}{n}.mp4"]["runs"] for kind in ("fine", "tired") for n in (1, 2, 3))
 
 
 def test_a_worker_that_cannot_start_is_an_error_and_no_quarantine() -> None:

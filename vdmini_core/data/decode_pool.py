@@ -65,7 +65,7 @@ class _Worker:
             self._process.stdin.flush()
             reply = self._read_line(timeout_s)
         except (BrokenPipeError, EOFError):
-            return {"error": self._epitaph(), "killed": True}
+            return {"error": self._epitaph(), "killed": True, "crashed": True}
         if reply is None:
             self.close()
             limit = f"{timeout_s:g} s (prepare.decode_timeout_s)"
@@ -142,6 +142,11 @@ class DecodePool:
             worker = self._idle.pop() if self._idle else None
         worker = worker or _Worker(self._command)
         reply = worker.call(request, self._timeout_s)
+        if reply.get("crashed") and worker.requests > 1:
+            # What an earlier file left behind in the process may have done it: this one's own fault shows
+            # in a fresh one, so that the order of files decides nothing.
+            worker = _Worker(self._command)
+            reply = worker.call(request, self._timeout_s)
         if reply.get("killed"):
             return reply
         if worker.requests >= RECYCLE_AFTER:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 
 from vdmini_core.artifacts import sha256_file
@@ -59,35 +61,56 @@ def discover(root: Path) -> list[Found]:
 
 
 def every_file(root: Path) -> list[Found]:
-    """All files below an existing folder, sorted by name, copies among them."""
-    return sorted(_walk(root, root, set()), key=lambda f: f.name)
+    """All files below an existing folder, sorted by name, copies among them; no two have one name."""
+    root = root.absolute()  # decoders take what stands before a colon in a relative path for a protocol
+    return sorted(_told_apart(_walk(root)), key=lambda f: f.name)
 
 
-def _walk(root: Path, folder: Path, visited: set[tuple[int, int]]) -> Iterator[Found]:
-    try:
-        facts = folder.stat()
-        if (facts.st_dev, facts.st_ino) in visited:
-            yield Found(
-                folder, _name(root, folder), "quarantined", "a link to a folder that was already read"
-            )
-            return
-        visited.add((facts.st_dev, facts.st_ino))
-        entries = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
-    except OSError as error:
-        yield Found(
-            folder, _name(root, folder), "quarantined", f"the folder cannot be read ({error.strerror})"
-        )
-        return
-    for entry in entries:
+def _told_apart(found: Iterable[Found]) -> Iterator[Found]:
+    """Number what escapes would confuse: a byte that is no UTF-8, and a name that spells its escape."""
+    seen: set[str] = set()
+    for item in found:
+        names = chain([item.name], (f"{item.name} ({number})" for number in count(2)))
+        name = next(name for name in names if name not in seen)
+        seen.add(name)
+        yield replace(item, name=name)
+
+
+def _walk(root: Path) -> Iterator[Found]:
+    """Depth first and without recursion: folders may lie deeper than Python calls functions."""
+    visited: set[tuple[int, int]] = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        inner: list[Path] = []
         try:
-            is_folder = entry.is_dir()
-        except OSError:
-            is_folder = False
-        path = Path(entry.path)
-        if is_folder:
-            yield from _walk(root, path, visited)
-        else:
-            yield _look_at(path, _name(root, path))
+            facts = folder.stat()
+            if (facts.st_dev, facts.st_ino) in visited:
+                yield Found(
+                    folder, _name(root, folder), "quarantined", "a link to a folder that was already read"
+                )
+                continue
+            visited.add((facts.st_dev, facts.st_ino))
+            entries = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
+        except OSError as error:
+            yield Found(
+                folder, _name(root, folder), "quarantined", f"the folder cannot be read ({error.strerror})"
+            )
+            continue
+        for entry in entries:
+            path = Path(entry.path)
+            if _is_folder(entry):
+                inner.append(path)
+            else:
+                yield _look_at(path, _name(root, path))
+        waiting += reversed(inner)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _look_at(path: Path, name: str) -> Found:
@@ -96,7 +119,8 @@ def _look_at(path: Path, name: str) -> Found:
     try:
         facts = path.stat()
     except OSError as error:
-        reason = "a link that leads nowhere" if path.is_symlink() else f"cannot be read ({error.strerror})"
+        nowhere = error.errno in (errno.ENOENT, errno.ELOOP)  # another look may be refused as well
+        reason = "a link that leads nowhere" if nowhere else f"cannot be read ({error.strerror})"
         return Found(path, name, "quarantined", reason)
     if not stat.S_ISREG(facts.st_mode):
         return Found(path, name, "quarantined", "not a regular file (a pipe, socket or device)")

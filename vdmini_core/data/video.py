@@ -164,7 +164,10 @@ def opened(path: Path) -> Any:
     """
     import av
 
-    container = av.open(str(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
+    # Absolute: of a relative path, what stands before a colon would be taken for a protocol.
+    container = av.open(
+        str(path.absolute()), options={"protocol_whitelist": "file"}, metadata_errors="replace"
+    )
     if not CONTAINERS & set(container.format.name.split(",")):
         name = container.format.name
         container.close()
@@ -180,6 +183,8 @@ def video_stream(container: Any) -> Any:
             "there is no picture in it, only "
             + (container.streams[0].type if container.streams else "a header")
         )
+    if stream.codec_context is None:
+        raise DataError("its pictures are of a codec that no decoder here reads")
     size = stream.codec_context.width * stream.codec_context.height
     if size > MAX_PIXELS:
         raise DataError(

@@ -71,6 +71,11 @@ class RecoveryBatch:
         moved = {k: v.to(device) for k, v in vars(self).items() if k != "conditions"}
         return RecoveryBatch(**moved, conditions=self.conditions.to(device))
 
+    def is_finite(self) -> bool:
+        """Whether latents and conditions are; where they are not, no learning rate helps."""
+        tensors = (self.clean_BFChw, self.noisy_BFChw, *self.conditions.tensors.values())
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
     def split(self, parts: int) -> list[RecoveryBatch]:
         """Equal slices of the batch, in order; `parts` divides the number of clips."""
         if parts == 1:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vdmini_core.data.clip_source import ClipSource
 from vdmini_core.distillation.data import RecoveryData, seed_of
+from vdmini_core.errors import DataError
 from vdmini_core.models.base import Conditions, Family, SamplingSettings
 from vdmini_core.models.inputs import ClipInputs
 
@@ -39,7 +40,12 @@ class ClipEncoder:
     prompts: Sequence[str] | None = None
 
     def encode(self, clips: ClipSource, indices: Sequence[int]) -> RecoveryData:
-        """Latents (B, F, C, h, w), float32, and conditions of the clips `indices`, on the CPU."""
+        """Latents (B, F, C, h, w), float32, and conditions of the clips `indices`, on the CPU.
+
+        Raises:
+            DataError: naming a clip whose latents or conditions are not finite: every step that meets it
+                would fail, whatever the learning rate.
+        """
         rows = [self._encode_one(clips.read([index]), index) for index in indices]
         return RecoveryData(
             torch.cat([row.latents for row in rows]),
@@ -57,7 +63,16 @@ class ClipEncoder:
         inputs = ClipInputs(clip_1FHWC[:, 0], None if self.prompts is None else (self.prompts[index],))
         given = self.family.conditions(self.pipeline, inputs, self.settings, seeds)
         latents = self.family.encode_clips(self.pipeline, clip_1FHWC)
-        return RecoveryData(latents.float().cpu(), _not_half(given.to("cpu")))
+        row = RecoveryData(latents.float().cpu(), _not_half(given.to("cpu")))
+        named = {"latents": row.latents, **row.conditions.tensors}
+        if broken := [name for name, tensor in named.items() if not bool(torch.isfinite(tensor).all())]:
+            raise DataError(
+                f"training clip {index} is encoded to values that are not finite: {', '.join(broken)}",
+                expected="finite numbers from the teacher's autoencoder and encoders",
+                fix="use sampling.precision=fp32 where it was fp16 or bf16; `index.json` of prepare names "
+                "the clip's video",
+            )
+        return row
 
 
 def _not_half(conditions: Conditions) -> Conditions:

@@ -148,7 +148,7 @@ class RecoveryStep:
             self.head_optimizer.zero_grad(set_to_none=True)
         parts = batch.split(self.params.accumulation)
         values = self._reduce(mean_terms([self._backward(part, len(parts)) for part in parts]))
-        self._check(values)
+        self._check(values, batch)
         set_rate(self.optimizer, self.params.learning_rate * rate)
         self.optimizer.step()
         if self.head_optimizer is not None:
@@ -277,14 +277,18 @@ class RecoveryStep:
             numbers[-2] = numbers[-1]  # a broken head gradient stops the step like a broken student's
         return dict(zip(self.names, numbers[:-1], strict=True))
 
-    def _check(self, values: dict[str, float]) -> None:
+    def _check(self, values: dict[str, float], batch: RecoveryBatch) -> None:
         """Refuse a step whose numbers are not finite or far off; the same decision on every worker."""
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
+            spoilt = not batch.is_finite()  # of this worker; the decision rests on what all share
             raise TrainingError(
                 f"step {self.step_count + 1} of the recovery is not finite: {', '.join(broken)}",
                 expected="finite losses and gradients",
-                fix="lower distill.learning_rate, or use distill.precision=fp32 where it was bf16",
+                found="NaN or infinite values in the latents or conditions of its clips" if spoilt else "",
+                fix="delete the stage's scratch folder under .vdmini/work: clips are then encoded again"
+                if spoilt
+                else "lower distill.learning_rate, or use distill.precision=fp32 where it was bf16",
             )
         if math.isnan(self.first_task):
             self.first_task = values["task"]
