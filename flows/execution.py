@@ -121,7 +121,8 @@ class Execution:
             return "up to date", None
         if name in REPRODUCIBLE and not self.force and self._restore(name):
             return "restored", None
-        with self.holding(name, self.params):
+        ours = self.versions.holding(name) if name in REPRODUCIBLE else nullcontext()
+        with ours, self.holding(name, self.params):
             result = run_stage(name, self.root, self.tracker, keep_work=True)
         if name in REPRODUCIBLE:
             self._refuse_changed_params(name)

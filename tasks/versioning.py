@@ -8,14 +8,16 @@ stage run in this process, so that the flow pays for imports once and keeps its 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo
+from dvc.rwlock import rwlock
 from dvc.stage.cache import RunCacheNotFoundError
 
 from vdmini_core.errors import VDMiniError
@@ -56,6 +58,24 @@ class Versions:
         """Save the stage's hashes to `dvc.lock` and its outputs to the cache."""
         with self._at_home(f"record `{stage}`"):
             self.repo.commit(str(self.root / "dvc.yaml") + f":{stage}", force=True)
+
+    @contextmanager
+    def holding(self, stage: str) -> Iterator[None]:
+        """Have a stage's files to ourselves, as DVC's commands do: `dvc repro` would remove the outputs.
+
+        Raises:
+            ProjectBusy: where another process of DVC works on them.
+        """
+        with _told_plainly(f"work on `{stage}`"), self.repo.lock:
+            item = self._load(stage)
+            read, write = ([each.fs_path for each in paths] for paths in (item.deps, item.outs))
+        hardlink = self.repo.config["core"].get("hardlink_lock", False)
+        with ExitStack() as held:
+            with _told_plainly(f"work on `{stage}`"):
+                held.enter_context(
+                    rwlock(self.repo.tmp_dir, self.repo.fs, " ".join(sys.argv), read, write, hardlink)
+                )
+            yield
 
     @contextmanager
     def _at_home(self, doing: str) -> Iterator[None]:

@@ -69,7 +69,8 @@ def test_two_runs_and_dvc_in_one_checkout_make_everything_once(made: Path, tmp_p
     time.sleep(15)  # they are at work by then
     repro = begin(together, sys.executable, "-m", "dvc", "repro")
     fates = [{row["stage"]: row["fate"] for row in json.loads(ended(run))["stages"]} for run in runs]
-    ended(repro)
+    said = repro.communicate(timeout=1200)[1]
+    assert repro.returncode == 0 or "is busy, it is being blocked by" in said, said
     assert set(fates[0]) == set(fates[1]) == set(STAGES)
     for stage in STAGES:
         assert [fate[stage] for fate in fates].count("ran") <= 1, (stage, fates)
@@ -82,7 +83,7 @@ def test_two_runs_and_dvc_in_one_checkout_make_everything_once(made: Path, tmp_p
         run.info.run_name
         for run in client.search_runs(["1"], "attributes.status = 'FINISHED'", max_results=100)
     )
-    assert finished["distill"] == finished["register"] == 2  # one of before, one of now
+    assert (finished["distill"], finished["register"]) == (2, 2)  # one of before, one of now
     assert {run["fate"] for run in json.loads(vdmini(together, "run", "--json").stdout)["stages"]} == {
         "up to date"
     }
@@ -139,5 +140,5 @@ def test_two_projects_beside_one_server_keep_apart(made: Path, tracking: str, tm
         assert f"lambda_icd: {0.2 if name == 'one' else 0.4}" in (folder / "params.yaml").read_text()
         shutil.rmtree(folder)
     assert sorted(registered.values()) == ["1", "2"]
-    champion = client.get_model_version_by_alias(MODEL, "champion")
-    assert str(champion.version) in versions
+    candidate = client.get_model_version_by_alias(MODEL, "candidate")
+    assert str(candidate.version) in versions

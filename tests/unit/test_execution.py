@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +55,13 @@ def test_it_does_not_wait_for_ever(project: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(execution, "BUSY_S", -1.0)
     with pytest.raises(VDMiniError, match="then run again"):
         Execution(project).stage("plan")
+
+
+def test_dvc_is_kept_from_the_files_of_a_stage_that_runs(project: Path) -> None:
+    """It would remove the outputs; and the entry goes with the work."""
+    versions = Execution(project).versions
+    with versions.holding("plan"):
+        repro = [sys.executable, "-m", "dvc", "repro", "--single-item", "plan"]
+        done = subprocess.run(repro, cwd=project, capture_output=True, text=True)
+        assert done.returncode != 0 and "is busy, it is being blocked by" in done.stderr, done.stderr
+    assert json.loads((project / ".dvc" / "tmp" / "rwlock").read_text()) == {}
