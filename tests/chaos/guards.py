@@ -17,6 +17,7 @@ RECIPE = REGISTRY + "a_recipe_that_register_did_not_write_is_refused"
 MODEL = REGISTRY + "a_registered_model_that_is_not_ours_is_refused"
 REQUEST = OUTSIDE + "absurd_requests_are_refused"
 WEBHOOK = OUTSIDE + "a_webhook_to_metadata_or_this_machine_gets_nothing"
+BOUNDS = "tests/unit/test_yaml_text.py::test_"
 
 
 class Guard(NamedTuple):
@@ -48,7 +49,7 @@ CHECKPOINT, SOURCE = "vdmini_core/convert/checkpoint.py", "vdmini_core/metrics/w
 PIPELINE, DENOISER = "vdmini_core/models/pipeline_dir.py", "vdmini_core/models/denoiser.py"
 FOREIGN, SERVING = "vdmini_core/foreign.py", "tasks/serving_model.py"
 VERSIONS, ADDRESS = "tasks/foreign_versions.py", "flows/webhook_address.py"
-FOLDERS = "tasks/s3_folders.py"
+FOLDERS, YAML_TEXT = "tasks/s3_folders.py", "vdmini_core/yaml_text.py"
 
 GUARDS = (
     Guard("weights_only in convert", "pickled code in a .ckpt", CHECKPOINT,
@@ -181,8 +182,13 @@ GUARDS = (
     Guard("size of objects", "object of 2^60 bytes", "tasks/s3.py",
           "if size > (free := shutil.disk_usage(target.parent).free):", "free = 0\n    if False:",
           REGISTRY + "an_object_larger_than_the_disk_is_not_begun"),
-    Guard("safe YAML of params", "!!python/object in params.yaml", "vdmini_core/params.py",
-          'YAML(typ="safe").load', "YAML().load", REGISTRY + "objects_in_params_and_profiles_are_not_made"),
+    Guard("safe YAML of params", "!!python/object in params.yaml", YAML_TEXT,
+          '(yaml or YAML(typ="safe")).load', '(yaml or YAML(typ="unsafe")).load',
+          REGISTRY + "objects_in_params_and_profiles_are_not_made"),
+    Guard("depth of YAML", "thousands of brackets", YAML_TEXT,
+          "if len(open_nodes) > MAX_DEPTH:", "if False:", BOUNDS + "too_deep_is_refused"),
+    Guard("size of YAML with its aliases", "a few lines that stand for billions", YAML_TEXT,
+          "if total > MAX_NODES:", "if False:", BOUNDS + "too_many_values_are_refused"),
     Guard("safe YAML before changes", "!!python/object kept by an edit", "tasks/project.py",
           "read_yaml(path)  # the reader", "pass  # the reader",
           REGISTRY + "objects_in_params_and_profiles_are_not_made"),

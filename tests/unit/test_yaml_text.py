@@ -49,6 +49,17 @@ def test_what_no_parameter_can_be_is_refused_by_both_readers(tmp_path: Path, tex
     assert time.process_time() - began < 5
 
 
+def test_too_deep_is_refused() -> None:
+    with pytest.raises(ParamsError, match="levels of nesting"):
+        parse_yaml("[" * 40 + "]" * 40, "x")
+
+
+def test_too_many_values_are_refused() -> None:
+    anchored = "a: &a [" + "u, " * 150 + "]\nb: [" + "*a, " * 150 + "]"
+    with pytest.raises(ParamsError, match="aliases written out"):
+        parse_yaml(anchored, "x")
+
+
 def test_anchors_and_merges_of_a_usual_size_are_read() -> None:
     text = "a: &clips {train: 8, test: 4}\nb: {<<: *clips, test: 2}\nc: [*clips, *clips]\n"
     clips = {"train": 8, "test": 4}
