@@ -271,11 +271,13 @@ def _changed(
     root: Path, profile: str | None, videos: Path | str | None, assignments: tuple[str, ...]
 ) -> tuple[Any, list[str], Params]:
     path = root / "params.yaml"
-    if path.is_file():
-        read_yaml(path)  # the reader that keeps comments takes any tag and would write it again
+    plain = read_yaml(path) if path.is_file() else None
     document = read_yaml(path, _yaml()) if path.is_file() else None
-    if not isinstance(document, dict):
+    if not isinstance(plain, dict) or not isinstance(document, dict):
         raise ParamsError("there is no params.yaml here", fix="`vdmini init DIR` lays out a project")
+    _overlay(
+        document, plain
+    )  # the reader that keeps comments keeps tags, too, and what they mean is in `plain`
     for name, section in document.items():
         if section is None:
             document[name] = {}

@@ -158,8 +158,10 @@ def build(
     params, settings = DistillParams.model_validate(spec.params), SamplingSettings(**spec.settings)
     family = family_of(Path(spec.teacher))
     # FSDP2 moves each worker's parts from the files; of whole copies a node would need one for every worker
-    load = partial(load_denoiser, device=device) if mesh is None else partial(load_denoiser, mapped=True)
-    teacher, student = (load(folder) for folder in (spec.teacher, spec.student))
+    teacher, student = (
+        load_denoiser(folder, device) if mesh is None else load_denoiser(folder, mapped=True)
+        for folder in (spec.teacher, spec.student)
+    )
     encoder = EncodeSpec(
         spec.teacher, spec.prepared, spec.settings, spec.seed, str(device), spec.threads, spec.precision
     )

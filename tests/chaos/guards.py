@@ -190,7 +190,7 @@ GUARDS = (
     Guard("size of YAML with its aliases", "a few lines that stand for billions", YAML_TEXT,
           "if total > MAX_NODES:", "if False:", BOUNDS + "too_many_values_are_refused"),
     Guard("safe YAML before changes", "!!python/object kept by an edit", "tasks/project.py",
-          "read_yaml(path)  # the reader", "pass  # the reader",
+          "plain = read_yaml(path) if", "plain = read_yaml(path, _yaml()) if",
           REGISTRY + "objects_in_params_and_profiles_are_not_made"),
     Guard("names of profiles", "profile ../../evil", "tasks/project.py",
           'if re.fullmatch(r"[A-Za-z0-9._-]+", name) and path.is_file():', "if path.is_file():",

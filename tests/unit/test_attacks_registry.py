@@ -273,7 +273,7 @@ def test_objects_in_params_and_profiles_are_not_made(tmp_path: Path, canary: Pat
                 use(path)
         assert path.read_text() == bad
     path.write_text(good)
-    with pytest.raises(ParamsError, match="is not YAML"):
+    with pytest.raises(ParamsError, match="is not valid YAML"):
         change_params(root, assignments=(f"plan.units={TAG}",))
     (root / "profiles" / "evil.yaml").write_text(f"base: {TAG}\n")
     with pytest.raises(ParamsError, match="is not valid YAML"):
