@@ -143,7 +143,7 @@ def _log_model(job: StageJob, run_id: str) -> str:
     mlflow.set_tracking_uri(tracking_uri(job.root))
     student = job.artifact("distill") / "student"
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(dir=job.work) as folder,
         redirect_stdout(sys.stderr),  # MLflow prints links to a server's pages; `--json` is alone there
         mlflow.start_run(run_id=run_id),
         without_hint_warning(),
@@ -163,7 +163,7 @@ def _log_model(job: StageJob, run_id: str) -> str:
 def _checked(job: StageJob, source: str) -> Checks:
     """Fetch the student back from where it was put, and see that it is whole, safe, and makes a video."""
     student = job.artifact("distill") / "student"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=job.work) as folder:
         back = mlflow.artifacts.download_artifacts(
             source, dst_path=folder, tracking_uri=tracking_uri(job.root)
         )

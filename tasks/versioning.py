@@ -8,6 +8,7 @@ stage run in this process, so that the flow pays for imports once and keeps its 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.stage.cache import RunCacheNotFoundError
 
+from tasks.mending import mend
 from vdmini_core.errors import VDMiniError
 
 
@@ -29,6 +31,8 @@ class Versions:
         logging.getLogger("dvc").setLevel(logging.ERROR)
         with _told_plainly("open the DVC repository"):
             self.repo = Repo(str(self.root))
+            for line in mend(self.repo):
+                sys.stderr.write(f"{line}\n")
 
     def is_current(self, stage: str) -> bool:
         """True where dependencies, parameters, command and outputs are as `dvc.lock` recorded them."""

@@ -11,7 +11,6 @@ import argparse
 import fcntl
 import json
 import random
-import subprocess
 import sys
 import threading
 import time
@@ -25,9 +24,8 @@ from typing import Any
 
 from tasks.stage import STAGES
 from tests.chaos.looking import KINDS, problems_of, torn
-from tests.chaos.story import DRIVERS, Story, Target, draw_targets, save_targets, stop
-from tests.flows.conftest import environment
-from tests.services.serving import free_port
+from tests.chaos.story import DRIVERS, Story, Target, draw_targets, save_targets
+from tests.services.serving import free_port, server
 from vdmini_core.artifacts import code_version, read_json, write_json
 
 TIRED = 12  # attempts more than deaths planned, before a story counts as hung
@@ -119,11 +117,22 @@ class Chaos:
             if done.fate == "finished":
                 self._finish(story, number, problems_of(story, self.reference(driver)))
                 return True
+            if done.fate == "failed" and driver == "dvc" and self._mended(story, number):
+                continue
             if done.fate in ("failed", "hung") or tired < 0:
                 kind = "refused" if done.fate == "failed" else "hung"
                 self._finish(story, number, [{"kind": kind, "what": f"{done.stage}: {done.said}"}])
                 return True
         return False
+
+    def _mended(self, story: Story, number: int) -> bool:
+        """Whether `vdmini doctor` put right what a killed DVC left: `dvc repro` reads it before we can."""
+        done = story.command(str(Path(sys.executable).with_name("vdmini")), "doctor", "--json")
+        if done.returncode != 0 or "by a kill" not in done.stdout:
+            return False
+        self.record("mended", {"story": number, "driver": story.driver})
+        self.say(f"{number:04d} {story.driver} mended by `vdmini doctor`")
+        return True
 
     def _finish(self, story: Story, number: int, problems: list[dict[str, str]]) -> None:
         self.record("stories", {"story": number, "driver": story.driver, "problems": problems})
@@ -178,6 +187,7 @@ class Chaos:
         found = Counter(problem["kind"] for story in stories for problem in story["problems"])
         open_stories = {kill["story"] for kill in kills} - {story["story"] for story in stories}
         totals = {"kills": len(kills), "stories": len(stories), "unfinished stories": len(open_stories)}
+        totals["mended by `vdmini doctor`"] = len(self.records("mended"))
         problems = [
             {"story": story["story"], "driver": story["driver"], **problem}
             for story in stories
@@ -200,18 +210,9 @@ def prefect_server(state: Path) -> Iterator[str]:
     command = [str(Path(sys.executable).with_name("prefect")), "server", "start", "--no-services"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_LEVEL": "ERROR"}
-    with (home / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command,
-            env=environment(PREFECT_HOME=str(home), **quiet),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        yield f"http://127.0.0.1:{port}/api"
-    finally:
-        stop(process)
+    url = f"http://127.0.0.1:{port}/api"
+    with server(command, f"{url}/health", home, PREFECT_HOME=str(home), **quiet):
+        yield url
 
 
 def main() -> None:

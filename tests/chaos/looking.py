@@ -96,8 +96,9 @@ def _strays(story: Story, reference: Path) -> Iterator[tuple[str, str]]:
         for path in sorted((story.root / folder).rglob("*")):
             if _TEMPORARY.search(path.name) and path.name != "tmp":
                 yield "stray", path.relative_to(story.root).as_posix()
+    usual = {path.name for path in Story(reference.parent, story.driver).temporary.iterdir()}
     for path in sorted(story.temporary.iterdir()):
-        if path.name != "ray":  # its logs stay after every end
+        if path.name not in {"ray", *usual}:  # its logs, and caches of libraries, stay after every end
             yield "stray", f"$TMPDIR/{re.sub(r'[0-9a-z_]{8}$', '*', path.name)}"
 
 

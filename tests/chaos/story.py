@@ -12,7 +12,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -310,13 +309,3 @@ def draw_targets(
 def save_targets(path: Path, targets: list[Target]) -> None:
     """What is still to come."""
     write_json(path, [asdict(target) for target in targets])
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a helper."""
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -71,11 +71,15 @@ def at(event: str, place: str, when: str) -> None:
         _inside.busy = False
 
 
-def place_of(path: Any) -> str | None:
-    """The kind of a file, without numbers and digests: the same in every run. None: not the project's."""
+def place_of(path: Any, folder: int | None = None) -> str | None:
+    """The kind of a file, without numbers and digests: the same in every run. None: not the project's.
+
+    `folder`: descriptor of the folder that `path` is below.
+    """
     try:
-        full = Path(os.fsdecode(path)).absolute()
-    except TypeError:  # a file descriptor
+        base = Path.cwd() if folder is None else Path(f"/proc/self/fd/{folder}").readlink()
+        full = base / os.fsdecode(path)
+    except (TypeError, OSError):  # a file descriptor; a folder that is gone
         return None
     root = Path(os.environ[ROOT])
     if not full.is_relative_to(root) or full == root:
@@ -85,7 +89,7 @@ def place_of(path: Any) -> str | None:
         parts = parts[:3]
     elif parts[0] == "mlruns":
         parts = parts[:1] + parts[-1:]
-    plain = [re.sub(r"[0-9a-f]{6,}|\d+|tmp\w{8}", "#", part) for part in parts]
+    plain = [re.sub(r"^\.[\w-]{16,}\.tmp$|[0-9a-f]{6,}|\d+|tmp\w{8}", "#", part) for part in parts]
     return "/".join(
         plain[:4] if plain[0] == "artifacts" else plain[:2] + plain[-1:] if len(plain) > 3 else plain
     )
@@ -103,7 +107,8 @@ def _wrapped(call: Callable[..., Any], event: str, which: int) -> Callable[..., 
 
     def wrapper(*arguments: Any, **options: Any) -> Any:
         paths = arguments[:2] if which == -1 else arguments[:1]
-        place = place_of(paths[which]) if paths and not getattr(_inside, "busy", False) else None
+        busy = getattr(_inside, "busy", False)
+        place = place_of(paths[which], options.get("dir_fd")) if paths and not busy else None
         if place is None:
             return call(*arguments, **options)
         at(event, place, "before")
