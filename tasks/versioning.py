@@ -21,6 +21,7 @@ from dvc.stage.cache import RunCacheNotFoundError
 
 from tasks.mending import mend
 from vdmini_core.errors import VDMiniError
+from vdmini_core.storage_errors import storage_error
 
 
 class Versions:
@@ -79,6 +80,8 @@ def _told_plainly(doing: str) -> Iterator[None]:
             fix="wait until it ends, then run again",
         ) from None
     except (DvcException, OSError, UnicodeError) as error:
+        if plain := storage_error(error):
+            raise plain from None
         raise VDMiniError(
             f"DVC could not {doing}", found=str(error), fix="`dvc status` and `vdmini doctor` say more"
         ) from None

@@ -39,11 +39,17 @@ def torn(root: Path) -> list[str]:
     return found
 
 
-def problems_of(story: Story, reference: Path) -> list[dict[str, str]]:
-    """Look at a finished story from all sides; the driver's last word included."""
+def problems_of(story: Story, reference: Path, model: str = "vdmini-nano") -> list[dict[str, str]]:
+    """Look at a finished story from all sides; the driver's last word included.
+
+    Args:
+        story: that was told to its end.
+        reference: project of a run that nothing happened to.
+        model: registered by the story.
+    """
     found = [{"kind": kind, "what": what} for kind, what in _told_by_the_flow(story)]
     root = story.root
-    checks = (_outputs(root, reference), _strays(story, reference), _registry(root), _cache(root))
+    checks = (_outputs(root, reference), _strays(story, reference), _registry(root, model), _cache(root))
     found += [{"kind": kind, "what": what} for check in checks for kind, what in check]
     if left := story.left():
         found.append({"kind": "hung", "what": f"{len(left)} processes are still there"})
@@ -96,9 +102,12 @@ def _strays(story: Story, reference: Path) -> Iterator[tuple[str, str]]:
         for path in sorted((story.root / folder).rglob("*")):
             if _TEMPORARY.search(path.name) and path.name != "tmp":
                 yield "stray", path.relative_to(story.root).as_posix()
-    usual = {path.name for path in Story(reference.parent, story.driver).temporary.iterdir()}
+    note = reference.parent / "temporary"
+    usual = {path.name for path in Path(note.read_text()).iterdir()} if note.is_file() else set()
     for path in sorted(story.temporary.iterdir()):
-        if path.name not in {"ray", *usual}:  # its logs, and caches of libraries, stay after every end
+        if (
+            not path.name.startswith(("ray", "torchinductor")) and path.name not in usual
+        ):  # its logs, and caches of libraries, stay after every end
             yield "stray", f"$TMPDIR/{re.sub(r'[0-9a-z_]{8}$', '*', path.name)}"
 
 
@@ -113,7 +122,7 @@ def _cache(root: Path) -> Iterator[tuple[str, str]]:
         yield "locked", ".dvc/tmp/rwlock"
 
 
-def _registry(root: Path) -> Iterator[tuple[str, str]]:
+def _registry(root: Path, model: str) -> Iterator[tuple[str, str]]:
     """One whole version, its aliases where they belong, no open run, nobody in the queue."""
     base = sqlite3.connect(f"file:{root / 'mlflow.db'}?mode=ro", uri=True)
     base.row_factory = sqlite3.Row
@@ -121,16 +130,17 @@ def _registry(root: Path) -> Iterator[tuple[str, str]]:
     def rows(question: str, *given: Any) -> list[dict[str, Any]]:
         return [dict(row) for row in base.execute(question, given)]
 
-    versions = rows("SELECT * FROM model_versions")
+    versions = rows("SELECT * FROM model_versions WHERE name = ?", model)
     if len(versions) != 1:
         yield "half-registered", f"{len(versions)} versions"
     for version in versions:
         if version["status"] != "READY":
             yield "half-registered", f"version {version['version']} is {version['status']}"
-        tags = {row["key"] for row in rows("SELECT * FROM model_version_tags")}
+        tags = {row["key"] for row in rows("SELECT * FROM model_version_tags WHERE name = ?", model)}
         if missing := {"vdmini.student", "vdmini.evidence", "vdmini.checks", "vdmini.decision"} - tags:
             yield "half-registered", f"tags {sorted(missing)} are missing"
-    aliases = {row["alias"]: str(row["version"]) for row in rows("SELECT * FROM registered_model_aliases")}
+    named = rows("SELECT alias, version FROM registered_model_aliases WHERE name = ?", model)
+    aliases = {row["alias"]: str(row["version"]) for row in named}
     promoted = read_json(root / "artifacts" / "promote" / "decision.json")["outcome"] == "promote"
     if aliases != {"candidate": "1", **({"champion": "1"} if promoted else {})}:
         yield "half-registered", f"aliases {aliases}"
@@ -138,7 +148,7 @@ def _registry(root: Path) -> Iterator[tuple[str, str]]:
         yield "locked", row["key"]
     for row in rows("SELECT name, status FROM runs WHERE status = 'RUNNING'"):
         yield "half-registered", f"run {row['name']} is still open"
-    linked = {version["source"].removeprefix("models:/") for version in versions}
+    linked = {row["source"].removeprefix("models:/") for row in rows("SELECT source FROM model_versions")}
     for row in rows("SELECT model_id, status FROM logged_models WHERE lifecycle_stage = 'active'"):
         if row["status"] != 2 and row["status"] != "READY":
             yield "half-registered", f"a logged model is {row['status']}"

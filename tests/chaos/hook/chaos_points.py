@@ -88,7 +88,9 @@ def place_of(path: Any, folder: int | None = None) -> str | None:
     if parts[:2] == [".dvc", "cache"]:
         parts = parts[:3]
     elif parts[0] == "mlruns":
-        parts = parts[:1] + parts[-1:]
+        parts = ["mlruns", "models"] if "models" in parts else ["mlruns", parts[-1]]
+    elif parts[:3] == [".vdmini", "work", "register"]:  # copies of the model and of its code
+        parts = parts[:3]
     plain = [re.sub(r"^\.[\w-]{16,}\.tmp$|[0-9a-f]{6,}|\d+|tmp\w{8}", "#", part) for part in parts]
     return "/".join(
         plain[:4] if plain[0] == "artifacts" else plain[:2] + plain[-1:] if len(plain) > 3 else plain
