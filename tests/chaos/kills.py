@@ -28,6 +28,12 @@ from tests.chaos.story import DRIVERS, Story, Target, draw_targets, save_targets
 from tests.services.serving import free_port, server
 from vdmini_core.artifacts import code_version, read_json, write_json
 
+ABOUT = (
+    "SIGKILL to every process of a nano run at once, under both drivers: at random times within a stage, and "
+    "at exact points (before or after a rename, a file opened for writing, a commit of SQLite, a request to "
+    "MLflow). The run is started again until it ends; then every output is compared with those of a run that "
+    "nothing happened to, and leftovers, versions, runs and locks are looked for."
+)
 TIRED = 12  # attempts more than deaths planned, before a story counts as hung
 
 
@@ -195,7 +201,10 @@ class Chaos:
         ]
         return {
             "section": "Killed anywhere",
+            "order": 1,
+            "about": ABOUT,
             "seed": self.seed,
+            "command": f"python -m tests.chaos.kills --kills {self.kills} --seed {self.seed}",
             "rows": rows,
             "totals": {**totals, **{kind: found[kind] for kind in KINDS}},
             "problems": problems,

@@ -109,6 +109,31 @@ def in_namespace(folder: Path, out: Path, words: list[str], first_mib: float, se
     return result
 
 
+def section(told: dict[str, Any], words: list[str], seed: int) -> dict[str, Any]:
+    """What was seen as a section of docs/reliability.md."""
+    rows = [
+        {
+            "MiB": stop["mib"],
+            "": "read-only" if stop.get("read-only") else "full",
+            "said": stop["said"].split("\n")[0].removeprefix("error: "),
+            "torn outputs": len(stop["torn"]),
+        }
+        for stop in told["stops"]
+    ]
+    return {
+        "section": "A full or read-only disk",
+        "order": 2,
+        "seed": seed,
+        "command": f"python -m tests.chaos.space --seed {seed} {' '.join(words)}",
+        "rows": rows,
+        "totals": {
+            "stops": len(rows),
+            "without a clear error": sum(not stop["clear"] for stop in told["stops"]),
+            "with torn outputs": sum(bool(stop["torn"]) for stop in told["stops"]),
+        },
+    }
+
+
 def main() -> None:
     """Tell one story and write what was seen."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -124,10 +149,16 @@ def main() -> None:
     if reason := why_not():
         sys.exit(reason)
     with tempfile.TemporaryDirectory() as folder:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        told = in_namespace(Path(folder) / "story", given.out.resolve(), given.words, given.mib, given.seed)
-    print(json.dumps(told["stops"], indent=2))
-    sys.exit(0 if all(stop["clear"] and not stop["torn"] for stop in told["stops"]) else 1)
+        out = Path(folder) / "told.json"
+        told = in_namespace(Path(folder) / "story", out, given.words, given.mib, given.seed)
+    for stop in told["stops"]:
+        if not stop["clear"] or stop["torn"]:
+            print(json.dumps(stop, indent=2))
+    found = section(told, given.words, given.seed)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(given.out, found)
+    print(json.dumps(found, indent=2))
+    sys.exit(0 if set(list(found["totals"].values())[1:]) == {0} else 1)
 
 
 if __name__ == "__main__":
