@@ -12,13 +12,14 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 from dvc.dvcfile import Lockfile
 from dvc.exceptions import DvcException
-from dvc.lock import make_lock
+from dvc.lock import LockError, make_lock
 from dvc.repo import Repo
 
 CLOCK_SLACK_S = 2.0  # the start of a process is derived from the boot time, which clock updates shift
@@ -28,25 +29,21 @@ _CONFLICT = "<<<<<<< "  # of git: not a kill's doing, and for a person to decide
 
 
 def mend(repo: Repo) -> list[str]:
-    """Remove what a kill has cut off; what was done, a line each. Finished files are never touched.
-
-    Raises:
-        DvcException: where another DVC process keeps holding the project.
-    """
+    """Remove what a kill has cut off; what was done, a line each. Finished files are never touched."""
     done = []
-    lock_file = Path(repo.root_dir) / "dvc.lock"
-    if _is_torn(repo, lock_file):
-        with repo.lock:  # whoever is writing it at this moment holds this
+    lock_file, artifacts = Path(repo.root_dir) / "dvc.lock", Path(repo.root_dir) / "artifacts"
+    if _is_torn(repo, lock_file) or any(_copies(artifacts, "**/.*.tmp")):
+        # Whoever writes one of them holds this lock. Where it cannot be had, somebody is at work: no kill.
+        with suppress(LockError), repo.lock:
             if _is_torn(repo, lock_file):
                 lock_file.unlink()
                 done.append("dvc.lock was cut off by a kill: it is made anew from DVC's run cache")
-    if _entries_to_drop(Path(repo.tmp_dir) / "rwlock") is not None:
-        done += _mend_list(Path(repo.tmp_dir))
-    root, cache = Path(repo.root_dir), Path(repo.cache.local.path).parents[1]
-    if any(_copies(root / "artifacts", "**/.*.tmp")):
-        with repo.lock:  # copies of this project's outputs are made under it alone
-            for path in list(_copies(root / "artifacts", "**/.*.tmp")):
+            for path in list(_copies(artifacts, "**/.*.tmp")):
                 path.unlink(missing_ok=True)
+    if _entries_to_drop(Path(repo.tmp_dir) / "rwlock") is not None:
+        with suppress(LockError):
+            done += _mend_list(Path(repo.tmp_dir))
+    cache = Path(repo.cache.local.path).parents[1]
     for path in (*_copies(cache / "files" / "md5", "*/.*.tmp"), *_copies(cache, "runs/*/*/.*.tmp")):
         if time.time() - path.stat().st_mtime > COPYING_S:
             path.unlink(missing_ok=True)

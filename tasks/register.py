@@ -7,7 +7,8 @@ import json
 import shutil
 import sys
 import tempfile
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 
@@ -51,6 +52,21 @@ RUNTIME = (
 
 def run(job: StageJob) -> StageOutcome:
     """Register the student once per identity; running again finds the version that is there."""
+    with _temporary_files_in(job.work):
+        return _register(job)
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """MLflow makes a whole copy of the model in the temporary folder: in the scratch it goes after a kill."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def _register(job: StageJob) -> StageOutcome:
     rules, client = job.params.register_, connect(job.root)
     identity = student_identity(job.root)
     ensure_model(client, rules.name)
@@ -143,7 +159,7 @@ def _log_model(job: StageJob, run_id: str) -> str:
     mlflow.set_tracking_uri(tracking_uri(job.root))
     student = job.artifact("distill") / "student"
     with (
-        tempfile.TemporaryDirectory(dir=job.work) as folder,
+        tempfile.TemporaryDirectory() as folder,
         redirect_stdout(sys.stderr),  # MLflow prints links to a server's pages; `--json` is alone there
         mlflow.start_run(run_id=run_id),
         without_hint_warning(),
@@ -163,7 +179,7 @@ def _log_model(job: StageJob, run_id: str) -> str:
 def _checked(job: StageJob, source: str) -> Checks:
     """Fetch the student back from where it was put, and see that it is whole, safe, and makes a video."""
     student = job.artifact("distill") / "student"
-    with tempfile.TemporaryDirectory(dir=job.work) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         back = mlflow.artifacts.download_artifacts(
             source, dst_path=folder, tracking_uri=tracking_uri(job.root)
         )

@@ -297,7 +297,7 @@ def draw_targets(
         for _ in range(number):
             events = seen(stage) if seen is not None and dice.random() < 0.6 else []
             if not events:
-                drawn.append(Target(stage, "time", dice.uniform(0, 1.05)))
+                drawn.append(Target(stage, "time", dice.uniform(0, 0.9)))
                 continue
             # Every kind of event and of place has its turn, however many files there are.
             kinds = sorted({event["event"] for event in events})
@@ -306,7 +306,7 @@ def draw_targets(
             place = dice.choice(sorted(set(places)))
             point = {"event": kind, "place": place, "nth": dice.randint(1, places.count(place))}
             point["when"] = dice.choice(("before", "after"))
-            drawn.append(Target(stage, "point", dice.uniform(0, 1.05), point))
+            drawn.append(Target(stage, "point", dice.uniform(0, 0.9), point))
     return drawn
 
 

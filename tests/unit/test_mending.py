@@ -62,6 +62,15 @@ def test_a_conflict_of_git_is_left_to_a_person(repo: Repo) -> None:
     assert path.is_file()
 
 
+def test_a_file_that_somebody_is_writing_is_left_to_them(repo: Repo) -> None:
+    path = Path(repo.root_dir) / "dvc.lock"
+    path.write_text(LOCK[:30])
+    with Repo(repo.root_dir).lock:
+        assert mend(repo) == []
+    assert path.is_file()
+    assert len(mend(repo)) == 1
+
+
 @pytest.mark.parametrize("text", ["", '{"write": {"/a"', "[]", '{"write": {"/a": {"cmd": "x"}}}'])
 def test_a_list_of_processes_that_is_none_is_removed(repo: Repo, text: str) -> None:
     path = Path(repo.tmp_dir) / "rwlock"

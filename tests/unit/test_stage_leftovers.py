@@ -15,8 +15,7 @@ from vdmini_core.errors import VDMiniError
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     lay_out(tmp_path / "proj")
-    few = ("prepare.clips.train=1", "prepare.clips.validation=1", "prepare.clips.test=1")
-    change_params(tmp_path / "proj", profile="nano", assignments=few)
+    change_params(tmp_path / "proj", profile="nano", assignments=("prepare.clips.train=4",))
     return tmp_path / "proj"
 
 
@@ -30,9 +29,9 @@ def scratch_of(root: Path) -> Path:
 
 
 def test_scratch_and_halves_go_and_those_of_other_parameters_stay(root: Path) -> None:
-    change_params(root, assignments=("prepare.clips.train=2",))
+    change_params(root, assignments=("prepare.clips.train=5",))
     other = scratch_of(root)
-    change_params(root, assignments=("prepare.clips.train=1",))
+    change_params(root, assignments=("prepare.clips.train=4",))
     mine = scratch_of(root)
     manifest = read_json(root / "artifacts" / "prepare" / "manifest.json")
     half = root / "artifacts" / ".prepare.999999999-abc.old"
@@ -42,7 +41,7 @@ def test_scratch_and_halves_go_and_those_of_other_parameters_stay(root: Path) ->
     assert not half.exists()
     assert other.is_dir(), "a run with these parameters goes on from it"
     assert read_json(root / "artifacts" / "prepare" / "manifest.json") == manifest
-    change_params(root, assignments=("prepare.clips.train=2",))
+    change_params(root, assignments=("prepare.clips.train=5",))
     clear_finished(root, "prepare")
     assert not other.parent.exists()
 
