@@ -28,6 +28,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFL
 
 from tasks.once import once
 from tasks.stage import StageOutcome
+from tasks.tracking_store import make_store
 from tasks.unfinished_models import drop_unregistered
 from vdmini_core.artifacts import read_json, write_json
 
@@ -60,6 +61,8 @@ def tracking_uri(root: Path) -> str:
 
 def connect(root: Path) -> MlflowClient:
     """A client for the project's tracking store and registry."""
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        make_store(project_home(root) / "mlflow.db")
     return MlflowClient(tracking_uri(root))
 
 
@@ -71,7 +74,13 @@ def experiment_id(client: MlflowClient, root: Path) -> str:
         return str(found.experiment_id)
     local = tracking_uri(root).startswith("sqlite:")
     location = (project_home(root) / "mlruns" / name).as_uri() if local else None
-    return str(client.create_experiment(name, artifact_location=location))
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:  # another run has made it meanwhile
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -14,6 +15,7 @@ from dvc.repo import Repo
 
 from tasks.mending import mend
 from tasks.versioning import init_repository
+from vdmini_core.errors import VDMiniError
 
 LOCK = """schema: '2.0'
 stages:
@@ -39,6 +41,24 @@ def repo(tmp_path: Path) -> Repo:
     (tmp_path / "dvc.lock").write_text(LOCK)
     (tmp_path / ".dvc" / "tmp").mkdir(exist_ok=True)
     return Repo(str(tmp_path))
+
+
+def test_a_repository_is_laid_out_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".dvc.999999999.tmp" / ".dvc").mkdir(parents=True)  # a process was killed here before
+
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.versioning._configure", full)
+        with pytest.raises(VDMiniError, match="the disk is full"):
+            init_repository(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    init_repository(tmp_path)
+    assert [path.name for path in tmp_path.glob(".dvc*") if path.is_dir()] == [".dvc"]
+    assert "analytics" in (tmp_path / ".dvc" / "config").read_text()
 
 
 def test_a_lock_file_cut_off_anywhere_can_be_read_or_is_removed(repo: Repo) -> None:
