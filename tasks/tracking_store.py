@@ -7,6 +7,7 @@ kill or a full disk ended halfway refuses every later run.
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 import psutil
@@ -22,7 +23,8 @@ def make_store(path: Path) -> None:
     for old in path.parent.glob(f".{path.name}.*.tmp*"):  # of killed processes, with SQLite's journals
         if not psutil.pid_exists(int(old.name.removeprefix(f".{path.name}.").split(".")[0])):
             old.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name of its own each time: MLflow keeps connections by it, also to a file that is gone.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         SqlAlchemyStore(f"sqlite:///{temporary}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
         _put(temporary, path)
