@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from vdmini_core.errors import VDMiniError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_CLOSED = {errno.EROFS, errno.EACCES}
 # SQLite, safetensors and the workers of Ray pass on words alone.
 _FULL_WORDS = ("no space left on device", "disk quota exceeded", "database or disk is full")
-_CLOSED_WORDS = ("read-only file system", "readonly database", "permission denied")
+_CLOSED_WORDS = (
+    *("read-only file system", "readonly database"),
+    *("[errno 13] permission denied", "permission denied (os error 13)"),  # without: a database's own refusal
+)
 
 
 def storage_error(error: BaseException) -> VDMiniError | None:

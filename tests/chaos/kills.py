@@ -51,7 +51,7 @@ class Chaos:
         mine = {"seed": self.seed, "code": code_version()["digest"]}
         path = self.state / "state.json"
         if path.is_file() and (there := read_json(path)) != mine:
-            sys.exit(f"{self.state} is of {there}, this is {mine}: name another --state")
+            sys.exit(f"{self.state} is of {there}, this is {mine}: remove it, or name another --state")
         write_json(path, mine)
 
     def records(self, name: str) -> list[dict[str, Any]]:
@@ -121,7 +121,10 @@ class Chaos:
                 self.say(f"{number:04d} {driver} killed in {done.stage} ({done.met}), {done.seconds:.0f} s")
                 tired -= 1
             if done.fate == "finished":
-                self._finish(story, number, problems_of(story, self.reference(driver)))
+                found = problems_of(story, self.reference(driver))
+                if done.killed:
+                    found.append({"kind": "hung", "what": f"{done.killed} processes outlived the run"})
+                self._finish(story, number, found)
                 return True
             if done.fate == "failed" and driver == "dvc" and self._mended(story, number):
                 continue

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,10 @@ def problems_of(story: Story, reference: Path, model: str = "vdmini-nano") -> li
         reference: project of a run that nothing happened to.
         model: registered by the story.
     """
-    found = [{"kind": kind, "what": what} for kind, what in _told_by_the_flow(story)]
+    try:
+        found = [{"kind": kind, "what": what} for kind, what in _told_by_the_flow(story)]
+    except subprocess.TimeoutExpired as error:
+        return [{"kind": "hung", "what": str(error)}]
     root = story.root
     checks = (_outputs(root, reference), _strays(story, reference), _registry(root, model), _cache(root))
     found += [{"kind": kind, "what": what} for check in checks for kind, what in check]

@@ -31,6 +31,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 DRIVERS = ("flow", "dvc")
 HUNG_S = 1800.0  # of one attempt, on a machine that others use as well
 LOOK_S = 0.02
+PARTING_S = 30.0  # processes of a run that has ended may take so long to end, too
 WEIGHTS = {"rename": 3, "mlflow": 3, "open": 2, "commit": 2}  # how often a kind of event is drawn; others 1
 COMMANDS = {
     "flow": [str(VDMINI), "run"],
@@ -59,7 +60,8 @@ class Target:
 class Attempt:
     """What became of one start of a driver: `killed`, `finished`, `failed` or `hung`.
 
-    `stage` is the one that was at work, `met` the kind of moment it died at.
+    `stage` is the one that was at work, `met` the kind of moment it died at, `killed` how many processes had
+    to be killed from outside: also those that were still there after an end of its own.
     """
 
     fate: str
@@ -227,7 +229,10 @@ class _Watch:
             self.stage = told["stage"]
             return self._attempt("killed", "point", {**told, "drawn": asdict(target)})
         self._close()
-        return self._attempt("finished" if code == 0 else "failed", moment={"exit": code})
+        deadline = time.monotonic() + PARTING_S
+        while (left := tree(self.story.mark)) and time.monotonic() < deadline:
+            time.sleep(10 * LOOK_S)
+        return self._attempt("finished" if code == 0 else "failed", moment={"exit": code}, killed=len(left))
 
     def _attempt(
         self, fate: str, met: str = "", moment: dict[str, Any] | None = None, killed: int = 0

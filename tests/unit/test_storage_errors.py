@@ -13,6 +13,9 @@ from vdmini_core.cli import run_app
 from vdmini_core.storage_errors import storage_error
 
 
+OTHERS = RuntimeError("permission denied for table runs")  # of a database
+
+
 def raised_from(cause: BaseException) -> Exception:
     try:
         try:
@@ -43,7 +46,9 @@ def test_it_is_said_as_such(error: Exception, problem: str) -> None:
     assert told.fix
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "x"), ValueError("disk"), KeyError(28)])
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(errno.ENOENT, "x"), ValueError("disk"), KeyError(28), OTHERS]
+)
 def test_other_errors_stay_what_they_are(error: Exception) -> None:
     assert storage_error(error) is None
 
