@@ -12,7 +12,6 @@ from flows.compress import worth_retrying
 from vdmini_core.cli import run_app
 from vdmini_core.storage_errors import storage_error
 
-
 OTHERS = RuntimeError("permission denied for table runs")  # of a database
 
 
