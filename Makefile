@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # DVC stages call `vdmini`: the environment's own must be found first.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup style check test test-long faults demo services services-stop bench audit sbom clean
+.PHONY: help setup style check test test-long faults chaos demo services services-stop bench audit sbom clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
 
@@ -54,6 +54,11 @@ services: setup  ## PostgreSQL, S3, MLflow, Prefect and two Ray nodes here, with
 
 services-stop: setup  ## stop them; data and passwords stay in .vdmini/services
 	$(BIN)/vdmini services stop
+
+chaos: setup  ## kills, a full disk, files and parameters of all kinds: two hours at most; again to go on
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kills --hours 1.6 --state .vdmini/chaos --out docs/reliability/kills.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.space --out docs/reliability/space.json run
+	$(BIN)/python -m tests.chaos.page
 
 bench: setup  ## measure the metrics on this machine; the other benchmarks: benchmarks/README.md
 	$(BIN)/python benchmarks/metric_sanity.py

@@ -29,6 +29,7 @@ from flows.time_limits import COMPRESS_H, flow_seconds
 from tasks.stage import STAGES
 from vdmini_core.errors import OutsideError, ParamsError, VDMiniError
 from vdmini_core.foreign import markdown_line
+from vdmini_core.storage_errors import storage_error
 
 # A chart beyond this would bloat the server's database; it is in MLflow and the report anyway.
 MAX_IMAGE_BYTES = 400_000
@@ -40,8 +41,8 @@ def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
         state.result()
     except VDMiniError as error:
         return isinstance(error, OutsideError)
-    except Exception:
-        return True
+    except Exception as error:
+        return storage_error(error) is None  # room does not come by itself
     return False
 
 

@@ -72,7 +72,18 @@ def _dvc(root: Path) -> dict[str, Any]:
         return _finding("DVC project", "broken", "no dvc.yaml here", fix)
     if not (root / ".dvc").is_dir():
         return _finding("DVC project", "broken", "no .dvc folder here", fix)
-    return _finding("DVC project", "ok", "dvc.yaml and .dvc are there")
+    try:
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+
+        from tasks.mending import mend
+    except ModuleNotFoundError:  # a row above says so
+        return _finding("DVC project", "ok", "dvc.yaml and .dvc are there")
+    try:
+        mended = mend(Repo(str(root)))
+    except DvcException as error:
+        return _finding("DVC project", "broken", str(error).splitlines()[0], "`dvc status` says more")
+    return _finding("DVC project", "ok", "; ".join(["dvc.yaml and .dvc are there", *mended]))
 
 
 def _writable(root: Path) -> dict[str, Any]:

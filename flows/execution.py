@@ -19,7 +19,9 @@ from tasks.project import refresh_code_mark
 from tasks.s3_folders import demand_objects
 from tasks.stage import (
     REPRODUCIBLE,
+    TIMED,
     StageResult,
+    clear_finished,
     clear_work,
     finished,
     restore_timing,
@@ -117,9 +119,11 @@ class Execution:
             time.sleep(BUSY_LOOK_S)
 
     def _bring_up_to_date(self, name: str) -> tuple[Fate, StageResult | None]:
-        if not self.force and self._current(name):
+        if not self.force and self._current(name) and self._has_timing(name):
+            clear_finished(self.root, name)
             return "up to date", None
         if name in REPRODUCIBLE and not self.force and self._restore(name):
+            clear_finished(self.root, name)
             return "restored", None
         ours = self.versions.holding(name) if name in REPRODUCIBLE else nullcontext()
         with ours, self.holding(name, self.params):
@@ -129,6 +133,11 @@ class Execution:
             self.versions.record(name)
         clear_work(self.root, name)
         return "ran", result
+
+    def _has_timing(self, name: str) -> bool:
+        # `dvc repro` may have brought the outputs back from its cache, which lacks it.
+        there = (self.root / "artifacts" / name / "timing.json").is_file()
+        return there or name not in TIMED or restore_timing(self.root, name)
 
     def _restore(self, name: str) -> bool:
         return self.versions.restore(name) and restore_timing(self.root, name)
@@ -162,6 +171,9 @@ class Execution:
         finally:
             if self._tracker is not None:
                 self._tracker.finish(ok)
+            elif any(report.stage == "register" for report in self.reports):
+                # Nothing had to run, so no run was opened, which closes those of killed processes.
+                MLflowTracker(self.root).close_abandoned()
 
 
 def check_outside_inputs(root: Path, params: Params) -> None:

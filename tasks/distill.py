@@ -73,7 +73,7 @@ def pass_on(job: StageJob) -> StageOutcome:
 
 def recover(job: StageJob, depth: Depth) -> StageOutcome:
     """Train at `depth` on Ray and write the student."""
-    from tasks.recovery_checkpoints import newest_checkpoint, read_rows, step_of
+    from tasks.recovery_checkpoints import clear_outboxes, newest_checkpoint, read_rows, step_of
     from tasks.recovery_cost import check_memory
     from tasks.recovery_mirror import checkpoint_mirror
     from tasks.recovery_view import kept_metrics, read_history
@@ -84,6 +84,7 @@ def recover(job: StageJob, depth: Depth) -> StageOutcome:
     if job.params.distill.optimizer == "adamw8bit":
         adamw8bit()  # what is not installed is said before anything is started
     end_leftovers(job.work)
+    clear_outboxes(job.work.resolve())
     check_memory(job)
     spec = make_spec(job, depth)
     storage = job.work.resolve() / STORAGE

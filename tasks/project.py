@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ruamel.yaml import YAML
 
 import vdmini_core
@@ -245,6 +246,9 @@ def change_params(
     """
     path = root / "params.yaml"
     document, changes, _ = _changed(root, profile, videos, assignments)
+    for old in root.glob(".params.*.tmp"):  # of a killed process
+        if not psutil.pid_exists(int(old.name.split(".")[2])):
+            old.unlink(missing_ok=True)
     if changes:
         temporary = path.with_name(f".params.{os.getpid()}.tmp")
         temporary.write_text(dump_yaml(document), encoding="utf-8")

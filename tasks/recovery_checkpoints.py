@@ -36,11 +36,8 @@ class Outbox:
     """
 
     def __init__(self, work: Path) -> None:
-        prefix = f"vdmini-{digest_of(str(work))[:12]}-"
-        for old in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-            if not psutil.pid_exists(int(old.name.split("-")[2])):
-                shutil.rmtree(old, ignore_errors=True)
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-"))
+        clear_outboxes(work)
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_prefix(work)}{os.getpid()}-"))
         self._sent: Path | None = None
 
     def send(
@@ -92,6 +89,17 @@ class Outbox:
         """Wait, and remove the temporary folder."""
         self.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def clear_outboxes(work: Path) -> None:
+    """Remove what killed workers of the stage with this scratch folder left on this machine."""
+    for old in Path(tempfile.gettempdir()).glob(f"{_prefix(work)}*"):
+        if not psutil.pid_exists(int(old.name.split("-")[2])):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _prefix(work: Path) -> str:
+    return f"vdmini-{digest_of(str(work))[:12]}-"
 
 
 def save_checkpoint(

@@ -7,7 +7,8 @@ import json
 import shutil
 import sys
 import tempfile
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 
@@ -51,6 +52,21 @@ RUNTIME = (
 
 def run(job: StageJob) -> StageOutcome:
     """Register the student once per identity; running again finds the version that is there."""
+    with _temporary_files_in(job.work):
+        return _register(job)
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """MLflow makes a whole copy of the model in the temporary folder: in the scratch it goes after a kill."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def _register(job: StageJob) -> StageOutcome:
     rules, client = job.params.register_, connect(job.root)
     identity = student_identity(job.root)
     ensure_model(client, rules.name)

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from vdmini_core.artifacts import (
     MANIFEST,
+    clear_leftovers,
     code_version,
     digest_of,
     read_json,
@@ -259,6 +260,25 @@ def clear_work(root: Path, stage: str) -> None:
     shutil.rmtree(root / ".vdmini" / "work" / stage, ignore_errors=True)
 
 
+def clear_finished(root: Path, stage: str) -> None:
+    """Remove what a kill has left beside a stage that is up to date: its scratch, and halves of outputs.
+
+    Scratch of other parameters stays: a run with them goes on from it.
+    """
+    clear_leftovers(root / "artifacts" / stage)
+    sections = stage_params(load_params(root / "params.yaml"), stage)
+    with suppress(VDMiniError):  # what it was made from is not there: so no run can go on from its scratch
+        work = _work_folder(root, stage, upstream_digests(root, stage), sections)
+        shutil.rmtree(work, ignore_errors=True)
+    with suppress(OSError):  # it is not there, or holds the scratch of others
+        (root / ".vdmini" / "work" / stage).rmdir()
+
+
+def _work_folder(root: Path, stage: str, inputs: dict[str, str], sections: dict[str, Any]) -> Path:
+    key = digest_of({"stage": stage, "inputs": inputs, "params": sections, "code": code_version()})
+    return root / ".vdmini" / "work" / stage / key[:16]
+
+
 _held: set[Path] = set()
 
 
@@ -289,8 +309,7 @@ def stage_lock(root: Path) -> Iterator[None]:
 def _run_locked(stage: str, root: Path, tracker: StageTracker | None) -> StageResult:
     params = load_params(root / "params.yaml")
     inputs, sections = upstream_digests(root, stage), stage_params(params, stage)
-    key = digest_of({"stage": stage, "inputs": inputs, "params": sections, "code": code_version()})
-    work = root / ".vdmini" / "work" / stage / key[:16]
+    work = _work_folder(root, stage, inputs, sections)
     work.mkdir(parents=True, exist_ok=True)
     run = importlib.import_module(f"tasks.{stage}").run
     prepare_process(params)

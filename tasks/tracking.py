@@ -28,6 +28,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFL
 
 from tasks.once import once
 from tasks.stage import StageOutcome
+from tasks.tracking_store import make_store
+from tasks.unfinished_models import drop_unregistered
 from vdmini_core.artifacts import read_json, write_json
 
 for _chatty in ("mlflow.store.db.utils", "alembic.runtime.migration"):  # tells of every table of a new store
@@ -59,6 +61,8 @@ def tracking_uri(root: Path) -> str:
 
 def connect(root: Path) -> MlflowClient:
     """A client for the project's tracking store and registry."""
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        make_store(project_home(root) / "mlflow.db")
     return MlflowClient(tracking_uri(root))
 
 
@@ -70,7 +74,13 @@ def experiment_id(client: MlflowClient, root: Path) -> str:
         return str(found.experiment_id)
     local = tracking_uri(root).startswith("sqlite:")
     location = (project_home(root) / "mlruns" / name).as_uri() if local else None
-    return str(client.create_experiment(name, artifact_location=location))
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:  # another run has made it meanwhile
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -204,6 +214,7 @@ class MLflowTracker:
         )
         gone = [run.info.run_id for run in running if not is_alive(run.data.tags[PROCESS_TAG])]
         for run_id in gone:
+            drop_unregistered(self.client, self.experiment, run_id)
             with redirect_stdout(sys.stderr):
                 self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
         return gone
@@ -241,8 +252,8 @@ class MLflowTracker:
             run_id = str(read_json(note)["parent_run_id"])
             self.client.update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
             return run_id
-        for old in folder.glob("*.json"):
-            if not psutil.pid_exists(int(old.name.split("-", 1)[0])):
+        for old in (*folder.glob("*.json"), *folder.glob(".*.tmp")):
+            if not psutil.pid_exists(int(old.name.removeprefix(".").split("-", 1)[0])):
                 old.unlink(missing_ok=True)
         run_id = self.open_parent("dvc-repro", {"vdmini.driver": "dvc"}, driver)
         write_json(note, {"parent_run_id": run_id})

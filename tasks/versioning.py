@@ -8,19 +8,24 @@ stage run in this process, so that the flow pays for imports once and keeps its 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.rwlock import rwlock
 from dvc.stage.cache import RunCacheNotFoundError
 
+from tasks.mending import mend
 from vdmini_core.errors import VDMiniError
+from vdmini_core.storage_errors import storage_error
 
 
 class ProjectBusy(VDMiniError):
@@ -35,6 +40,8 @@ class Versions:
         logging.getLogger("dvc").setLevel(logging.ERROR)
         with _told_plainly("open the DVC repository"):
             self.repo = Repo(str(self.root))
+            for line in mend(self.repo):
+                sys.stderr.write(f"{line}\n")
 
     def is_current(self, stage: str) -> bool:
         """True where dependencies, parameters, command and outputs are as `dvc.lock` recorded them."""
@@ -99,6 +106,8 @@ def _told_plainly(doing: str) -> Iterator[None]:
             fix="wait until it ends, then run again",
         ) from None
     except (DvcException, OSError, UnicodeError) as error:
+        if plain := storage_error(error):
+            raise plain from None
         raise VDMiniError(
             f"DVC could not {doing}", found=str(error), fix="`dvc status` and `vdmini doctor` say more"
         ) from None
@@ -111,14 +120,30 @@ def init_repository(root: Path, shared_cache: Path | None = None) -> None:
         root: folder with `dvc.yaml`.
         shared_cache: cache of the project a workspace belongs to, so that equal stages are run once.
     """
+    for old in root.glob(".dvc.*.tmp"):  # of killed processes
+        if not psutil.pid_exists(int(old.name.split(".")[2])):
+            shutil.rmtree(old, ignore_errors=True)
     if (root / ".dvc").is_dir():
         return
     with_git = shared_cache is None and (root / ".git").exists()
     logging.getLogger("dvc").setLevel(logging.ERROR)  # it logs to standard output, which is for `--json`
     with _told_plainly("lay out the DVC repository"):
-        repo = Repo.init(str(root), no_scm=not with_git)
-        with repo.config.edit() as config:
-            config["core"]["analytics"] = False
-            if shared_cache is not None:
-                config["cache"]["dir"] = str(shared_cache.resolve())
-        repo.close()
+        if with_git:
+            _configure(Repo.init(str(root)), shared_cache)
+            return
+        # Beside its place: half a `.dvc`, left by a kill, would be taken for a whole one.
+        temporary = root / f".dvc.{os.getpid()}.tmp"
+        temporary.mkdir()
+        try:
+            _configure(Repo.init(str(temporary), no_scm=True), shared_cache)
+            (temporary / ".dvc").rename(root / ".dvc")
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _configure(repo: Repo, shared_cache: Path | None) -> None:
+    with repo.config.edit() as config:
+        config["core"]["analytics"] = False
+        if shared_cache is not None:
+            config["cache"]["dir"] = str(shared_cache.resolve())
+    repo.close()

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import vdmini_core
 from vdmini_core.errors import VDMiniError
 from vdmini_core.foreign import parse_json
@@ -163,8 +165,20 @@ def clear_leftovers(final: Path) -> None:
     for pattern in (f".{final.name}.*.tmp", f".{final.name}.*.old"):
         for path in final.parent.glob(pattern):
             owner = path.name.removeprefix(f".{final.name}.").split("-", 1)[0]
-            if not (owner.isdigit() and Path(f"/proc/{owner}").exists() and int(owner) != os.getpid()):
+            if not (owner.isdigit() and int(owner) != os.getpid() and _may_own(int(owner), path)):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _may_own(number: int, folder: Path) -> bool:
+    """Whether the process of that number was there when something was last put into the folder.
+
+    In a container the same few numbers come again after every start.
+    """
+    try:
+        started = psutil.Process(number).create_time()
+        return started < folder.stat().st_mtime + 2.0  # that start is derived from a clock that is set
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return False
 
 
 def is_safetensors(path: Path) -> bool:

@@ -19,6 +19,7 @@ from vdmini_core.cli_metrics import fvd, fvd_stats
 from vdmini_core.cli_plan import plan, plan_diff
 from vdmini_core.errors import VDMiniError
 from vdmini_core.printing import JsonOption, print_json, print_rows
+from vdmini_core.storage_errors import storage_error
 
 
 def inspect(
@@ -102,6 +103,9 @@ def run_app(app: typer.Typer) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
+        if plain := storage_error(error):
+            sys.stderr.write(f"error: {plain}\n")
+            return 1
         return _report_unexpected(error)
 
 

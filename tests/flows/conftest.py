@@ -19,6 +19,7 @@ from tasks.versioning import init_repository
 
 VDMINI = Path(sys.executable).with_name("vdmini")
 SERVED = "VDMINI_TESTS_PREFECT"
+OF_FINISHED = ("test_compress.py", "test_registered.py", "test_kills.py", "test_two_runs.py")
 
 
 def make_project(folder: Path, *assignments: str) -> Path:
@@ -88,7 +89,7 @@ class ProjectScheduling(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         scope: str = super()._split_scope(nodeid)
-        return "finished_project" if scope.endswith(("test_compress.py", "test_registered.py")) else scope
+        return "finished_project" if scope.endswith(OF_FINISHED) else scope
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ProjectScheduling:

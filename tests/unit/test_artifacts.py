@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +49,17 @@ def test_leftovers_of_dead_processes_are_cleared(tmp_path: Path) -> None:
     clear_leftovers(tmp_path / "out")
     assert not dead.exists()
     assert alive.exists()
+
+
+def test_a_number_that_was_given_out_again_keeps_no_leftovers(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    mine, older = (tmp_path / f".out.{process.pid}-{name}.tmp" for name in ("a", "b"))
+    mine.mkdir(), older.mkdir()
+    os.utime(older, (time.time() - 60, time.time() - 60))  # before the process of that number began
+    clear_leftovers(tmp_path / "out")
+    process.communicate()
+    assert mine.exists()
+    assert not older.exists()
 
 
 def test_volatile_files_are_no_part_of_any_hash(tmp_path: Path) -> None:
