@@ -32,7 +32,7 @@ check: setup  ## linter, formatter, types, the import law, parameters and pipeli
 	$(BIN)/python -m tests.check_project
 
 test: setup  ## unit tests, then whole runs and real servers, two at a time, a core each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/chaos --numprocesses 2 -m "not long"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/flows tests/services --numprocesses 2 --dist loadfile -m "not long"
 
 test-long: setup  ## whole runs that `make test` leaves out
@@ -55,10 +55,15 @@ services: setup  ## PostgreSQL, S3, MLflow, Prefect and two Ray nodes here, with
 services-stop: setup  ## stop them; data and passwords stay in .vdmini/services
 	$(BIN)/vdmini services stop
 
-chaos: setup  ## kills, a full disk, files and parameters of all kinds: two hours at most; again to go on
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kills --hours 1.6 --state .vdmini/chaos --out docs/reliability/kills.json
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.space --out docs/reliability/space.json run
-	$(BIN)/python -m tests.chaos.page
+CHAOS = OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos
+chaos: setup  ## kills, a full disk, files and parameters of all kinds, guards taken out: two hours; again to go on
+	$(CHAOS).fuzz_files --files 1000 --seed 7 --state .vdmini/chaos --out docs/reliability/fuzz-files.json
+	$(CHAOS).fuzz_params --params 500 --seed 7 --state .vdmini/chaos --out docs/reliability/fuzz-params.json
+	$(CHAOS).mutations --out docs/reliability/attacks.json
+	$(CHAOS).space --out docs/reliability/space.json run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos -m long
+	$(CHAOS).kills --hours 1.2 --state .vdmini/chaos --out docs/reliability/kills.json
+	$(CHAOS).page
 
 bench: setup  ## measure the metrics on this machine; the other benchmarks: benchmarks/README.md
 	$(BIN)/python benchmarks/metric_sanity.py
