@@ -100,7 +100,7 @@ def decide_promotion(candidate: Candidate, champion: Candidate | None, rules: Pr
         if champion is not None:
             _check_champion(candidate, champion, rules, passes, failures)
     if champion is None:
-        passes.append("there is no champion yet")
+        _check_first(candidate, passes, failures)
     return Decision("keep", tuple(failures)) if failures else Decision("promote", tuple(passes))
 
 
@@ -181,6 +181,16 @@ def _check_speed(speedup: float, rules: PromoteParams, passes: list[str], failur
         )
 
 
+def _check_first(candidate: Candidate, passes: list[str], failures: list[str]) -> None:
+    """The first champion has to say how it was measured, or nothing could ever be held against it."""
+    try:
+        _passport(candidate, "the candidate's")
+    except DataError as error:
+        failures.append(f"{' '.join(f'{error.problem}: {error.found}'.split())}; {EVALUATE_AGAIN}")
+    else:
+        passes.append("there is no champion yet")
+
+
 def _check_champion(
     candidate: Candidate, champion: Candidate, rules: PromoteParams, passes: list[str], failures: list[str]
 ) -> None:
@@ -212,6 +222,8 @@ def _check_champion(
         _check_gain(candidate, champion, rules, text, passes, failures)
     elif change is Change.BETTER:
         passes.append(f"{text}: clearly better, the intervals do not meet")
+    elif all(is_number(theirs.get(f"fvd_real_{end}")) for end in ("low", "high")):
+        failures.append(f"{text}: the candidate has no interval, the champion has one; {EVALUATE_AGAIN}")
     else:
         passes.append(f"{text}; intervals are not known on both sides: judged by the values alone")
 

@@ -324,7 +324,8 @@ def _relative(path: Path, root: Path) -> str:
 def _flat(document: Any, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in document.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        below = isinstance(value, dict) and value  # an empty mapping is a value: `--set register.tags={}`
+        flat |= _flat(value, f"{prefix}{key}.") if below else {f"{prefix}{key}": value}
     return flat
 
 

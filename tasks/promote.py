@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tasks.registry import ROLLED_BACK_TAG, candidate_of, version_by_alias
 from tasks.registry_lock import Turn, turn_of
 from tasks.stage import StageJob, StageOutcome
 from tasks.tracking import connect
-from vdmini_core.artifacts import write_json
+from vdmini_core.artifacts import digest_of, write_json
 from vdmini_core.errors import VDMiniError
 from vdmini_core.params import PromoteParams, load_params
 
@@ -120,7 +121,10 @@ def _carry_out(
 ) -> None:
     """Record the decision on the version, then move the alias where it says so."""
     client, name, number = turn.client, turn.name, str(candidate.version)
-    record = _question(rules, champion) | {"outcome": decision.outcome, "reasons": list(decision.reasons)}
+    record = _question(rules, candidate, champion) | {
+        "outcome": decision.outcome,
+        "reasons": list(decision.reasons),
+    }
     turn.check()
     client.set_model_version_tag(name, number, DECISION_TAG, json.dumps(record, sort_keys=True))
     if not decision.promoted:
@@ -162,10 +166,16 @@ def is_current(root: Path) -> bool:
     if champion is not None and candidate.version == champion.version:
         return True
     decided = json.loads(candidate.tags.get(DECISION_TAG, "{}"))
-    asked = _question(params.promote, champion)
+    asked = _question(params.promote, candidate, champion)
     return decided.get("outcome") == "keep" and {key: decided.get(key) for key in asked} == asked
 
 
-def _question(rules: PromoteParams, champion: ModelVersion | None) -> dict[str, Any]:
-    """What a decision depends on beside the candidate itself."""
-    return {"champion": str(champion.version) if champion else None, "rules": rules.model_dump(mode="json")}
+def _question(rules: PromoteParams, candidate: ModelVersion, champion: ModelVersion | None) -> dict[str, Any]:
+    """All that a decision depends on; facts change where a version is registered again or measured anew."""
+    facts = {
+        who: digest_of(json.dumps(asdict(candidate_of(version)), sort_keys=True))
+        for who, version in (("candidate", candidate), ("champion", champion))
+        if version is not None
+    }
+    rested_on = {"facts": facts, "rules": rules.model_dump(mode="json")}
+    return {"champion": str(champion.version) if champion else None, **rested_on}

@@ -108,8 +108,8 @@ def _log_version(job: StageJob, identity: str) -> str:
         raise VDMiniError("`register` needs MLflow", fix="run it through `vdmini register` or `vdmini run`")
     model_id = _log_model(job, job.monitor.run_id)
     source = f"models:/{model_id}"
-    client, tags = connect(job.root), _tags(job.root, identity, _checked(job, source))
-    tags |= job.params.register_.tags
+    client = connect(job.root)
+    tags = job.params.register_.tags | _tags(job.root, identity, _checked(job, source))
     keep_recipe(client, job.monitor.run_id, job.root)
     return str(_new_version(job, client, source, model_id, tags).version)
 

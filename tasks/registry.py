@@ -12,7 +12,8 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_
 from mlflow.tracking import MlflowClient
 
 from tasks.gate import Candidate, Checks
-from vdmini_core.artifacts import digest_of, read_json
+from vdmini_core.artifacts import MANIFEST, digest_of, read_json, sha256_file
+from vdmini_core.errors import VDMiniError
 
 EVIDENCE_TAG = "vdmini.evidence"
 STUDENT_TAG = "vdmini.student"
@@ -74,8 +75,19 @@ def student_identity(root: Path) -> str:
 
 
 def evidence(root: Path) -> dict[str, Any]:
-    """What the gate reads, kept as one tag of the model version."""
+    """What the gate reads, kept as one tag of the model version.
+
+    Raises:
+        VDMiniError: where `metrics.json` is not what `evaluate` wrote.
+    """
     folder = root / "artifacts" / "evaluate"
+    recorded = read_json(folder / MANIFEST)["outputs"].get("metrics.json")
+    if sha256_file(folder / "metrics.json") != recorded:
+        raise VDMiniError(
+            "artifacts/evaluate/metrics.json was changed after it was measured",
+            expected=f"SHA-256 {recorded}, as evaluate's manifest has it",
+            fix="`vdmini evaluate --force`",
+        )
     metrics = read_json(folder / "metrics.json")
     timing = read_json(folder / "timing.json") if (folder / "timing.json").is_file() else {}
     rows = {name: metrics[name] for name in ("teacher", "pruned", "recovered") if name in metrics}

@@ -430,13 +430,19 @@ class RegisterParams(Section):
     alias: str = Field("candidate", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
     tags: dict[str, str] = Field({}, description="put on the version beside the evidence")
 
+    @model_validator(mode="after")
+    def _evidence_is_ours(self) -> RegisterParams:
+        if ours := sorted(key for key in self.tags if key.startswith("vdmini.")):
+            raise ValueError(f"tags: `{ours[0]}` is what the gate believes: only `register` writes vdmini.*")
+        return self
+
 
 class PromoteParams(Section):
     """The gate between candidate and champion."""
 
     alias: str = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
     max_fvd_teacher_ratio: float = Field(
-        1.0, gt=0, description="recovered / pruned distance to the teacher must stay below"
+        1.0, gt=0, le=1, description="recovered / pruned distance to the teacher must stay below"
     )
     max_fvd_regression: float = Field(0.05, ge=0, description="share by which FVD may exceed the champion's")
     min_speedup: float = Field(1.0, gt=0, description="the denoiser's speed-up over the teacher")

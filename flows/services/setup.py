@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,7 @@ def create(home: Path) -> Setup:
         write_private(
             home / FILE, json.dumps({"ports": setup.ports, "passwords": passwords}, indent=2) + "\n"
         )
-    lines = [f"{name}={value}" for name, value in setup.client_settings().items()]
+    lines = [f"{name}={shlex.quote(value)}" for name, value in setup.client_settings().items()]
     text = "# set -a; . this file; set +a: the shell's runs use the services\n" + "\n".join(lines) + "\n"
     write_private(setup.env_file, text)
     (home / "dvc").mkdir(exist_ok=True)

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
+from flows.server_rules import BLOCK
 from flows.services import checks
 from flows.services.control import states
 from flows.services.setup import Setup
@@ -34,7 +35,7 @@ CANARIES = {
     "AWS_SESSION_TOKEN_OF_SOMEBODY": "canary-8d1f-session",
     "HF_TOKEN": "canary-77aa-hub",
     "PREFECT_API_KEY": "canary-3c90-prefect",
-    "SLACK_WEBHOOK": "https://hooks.example.org/canary-b1b1-webhook",
+    "VDMINI_WEBHOOK": "https://hooks.invalid/canary-b1b1-webhook",
 }
 
 
@@ -190,7 +191,7 @@ def test_a_schedule_fires_and_a_run_without_changes_is_short(told: tuple[Path, S
     command = [sys.executable, "-m", "flows.serve", "--root", str(root)]
     with (root / ".vdmini" / "serve.log").open("w") as log:
         process = subprocess.Popen(
-            command, cwd=root, env=environment(**setup.client_settings()), stdout=log, stderr=log
+            command, cwd=root, env=environment(**setup.client_settings(), **CANARIES), stdout=log, stderr=log
         )
     try:
         served = _until(lambda: _all_of(prefect(setup, "/deployments/filter", {}), 3), process)
@@ -208,6 +209,10 @@ def test_a_schedule_fires_and_a_run_without_changes_is_short(told: tuple[Path, S
     finally:
         process.terminate()
         process.wait(timeout=60)
+    # The server has an address of the webhook by now, and keeps it encrypted.
+    assert [block["name"] for block in prefect(setup, "/block_documents/filter", {})] == [BLOCK]
+    told_all = dump(setup) + (root / ".vdmini" / "serve.log").read_text()
+    assert not [word for word in CANARIES.values() if word in told_all]
     assert done[0]["auto_scheduled"] and done[0]["total_run_time"] < 60
     summary = [a["data"] for a in prefect(setup, "/artifacts/filter", {}) if a["key"] == "vdmini-summary"]
     assert any(text.count("up to date") == len(STAGES) for text in summary), summary

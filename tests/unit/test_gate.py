@@ -63,7 +63,7 @@ def measured(low: float, high: float, speedup: float = 1.5, params: int = 1000, 
         (candidate(frames=16, fps=4), candidate(), False, "frames: 16 against 8 fps: 4.0 against 8.0"),
         (candidate(), OLD, False, "the champion's passport of fvd_real cannot be read"),
         (OLD, candidate(), False, "the candidate's passport of fvd_real cannot be read"),
-        (OLD, None, True, "no champion yet"),
+        (OLD, None, False, "the candidate's passport of fvd_real cannot be read"),
         (candidate(), candidate(fvd_real=None), False, "champion's fvd_real is missing"),
         (Candidate({}, 2.0, {}, MADE_FROM, FINE), None, False, "missing"),
         (Candidate({"recovered": "junk"}, 2.0, {}, MADE_FROM, FINE), None, False, "missing"),
@@ -73,6 +73,13 @@ def test_gate(new: Candidate, old: Candidate | None, promoted: bool, because: st
     decision = decide_promotion(new, old, RULES)
     assert decision.promoted is promoted
     assert because in " ".join(decision.reasons)
+
+
+def test_a_candidate_without_an_interval_does_not_replace_one_that_has_it() -> None:
+    champion = measured(9.0, 11.0)
+    decision = decide_promotion(candidate(fvd_real=10.2), champion, RULES)
+    assert not decision.promoted and "the candidate has no interval" in " ".join(decision.reasons)
+    assert decide_promotion(measured(6.0, 8.0), candidate(), RULES).promoted  # the other way round it may
 
 
 @pytest.mark.parametrize("old", [candidate(frames=16), OLD, candidate(fvd_real=None)])
@@ -112,7 +119,7 @@ CHAMPION = measured(9.0, 11.0)
         (measured(9.0, 11.0, params=500, provenance={**MADE_FROM, "teacher": "0ther"}), True, "500 param"),
         (measured(10.0, 12.0, speedup=2.0), False, "worse than the champion's 10 by more than 5%"),
         (measured(9.2, 11.2, speedup=2.0), True, "equal within"),
-        (candidate(), True, "intervals are not known on both sides"),
+        (candidate(), False, "the candidate has no interval, the champion has one"),
     ],
 )
 def test_quality_by_intervals_then_speed_and_size(new: Candidate, promoted: bool, because: str) -> None:
