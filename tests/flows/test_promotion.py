@@ -13,7 +13,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tasks.decision_report import FORCED_TAG, keep_report, readable
-from tasks.promote import promote_candidate
+from tasks.promote import _question, promote_candidate
 from tasks.promotion_history import Move, history, move_champion
 from tasks.registry import ROLLED_BACK_TAG, version_by_alias
 from tasks.registry_lock import PREFIX, Turn, turn_of
@@ -226,3 +226,12 @@ def test_a_champion_by_another_name_keeps_its_own_previous_version(client: Mlflo
     assert (champion(client, "champion-2"), champion(client, "champion-2-previous")) == ("2", "1")
     assert champion(client) is None and champion(client, "previous") is None
     assert all(isinstance(move, Move) and move.alias == "champion-2" for move in history(client, "toy"))
+
+
+def test_a_version_that_was_mended_is_asked_about_again(client: MlflowClient) -> None:
+    """A refusal says `register --force`: what that changes is no decided question any more."""
+    number = add_version(client, 10.0)
+    asked = _question(RULES, client.get_model_version("toy", number), None)
+    assert _question(RULES, client.get_model_version("toy", number), None) == asked
+    client.set_model_version_tag("toy", number, "vdmini.checks", '{"unsafe": [], "generates": "no"}')
+    assert _question(RULES, client.get_model_version("toy", number), None) != asked

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.gate import Candidate, Checks, decide_promotion, overrule
+from tasks.registry import evidence
+from vdmini_core.artifacts import sha256_file, write_json
+from vdmini_core.errors import ParamsError, VDMiniError
 from vdmini_core.metrics.passport import Side, features_passport
-from vdmini_core.params import PromoteParams
+from vdmini_core.params import PromoteParams, parse_params
 
 RULES = PromoteParams()
 FEATURES = {"extractor": "embedded", "dim": 64, "weights_sha256": "ab", "layer": "neck", "resize": "64 x 64"}
@@ -211,3 +215,16 @@ def test_a_person_overrules_judgement_but_not_files_that_are_unsafe_or_do_not_lo
 def test_what_the_gate_lets_through_is_not_overruled() -> None:
     decision = decide_promotion(measured(1, 2), CHAMPION, RULES)
     assert overrule(decision, measured(1, 2), "why not") == decision
+
+
+def test_what_the_gate_believes_is_set_by_no_parameter_and_no_edited_file(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="only `register` writes"):
+        parse_params({"register": {"tags": {"vdmini.evidence": "{}"}}}, "params.yaml")
+    folder = tmp_path / "artifacts" / "evaluate"
+    folder.mkdir(parents=True)
+    write_json(folder / "metrics.json", {"recovered": {"fvd_real": 2.0}})
+    write_json(folder / "manifest.json", {"outputs": {"metrics.json": sha256_file(folder / "metrics.json")}})
+    assert evidence(tmp_path)["metrics"]["recovered"] == {"fvd_real": 2.0}
+    write_json(folder / "metrics.json", {"recovered": {"fvd_real": 0.1}})
+    with pytest.raises(VDMiniError, match="changed after it was measured"):
+        evidence(tmp_path)
