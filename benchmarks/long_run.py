@@ -11,7 +11,7 @@ which other programs on the machine do not add to: the last third against the fi
 beside them, validations and sample videos are part of it, as in any run. Called again within the workspace
 it goes on from the last checkpoint, and the samples are added.
 
-The result is `benchmarks/results/long_run-DATE.json` and a chart.
+The result is `benchmarks/results/long_run-DATE.json` and a chart, and a section of docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from vdmini_core.metrics.speed import device_name
 from vdmini_core.report.figures import PALETTE, house_style, save
 
 RESULTS = Path(__file__).parent / "results"
+RELIABILITY = Path(__file__).parents[1] / "docs" / "reliability" / "long-run.json"
 EVERY_S, WARM_UP = 10, 0.2
 SLOPE_MB, PACE = 1.0, 0.05
 STEPS = 1_000_000
@@ -160,6 +161,31 @@ def verdicts(found: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
+def section(found: dict[str, Any], minutes: float) -> dict[str, Any]:
+    """For `python -m tests.chaos.page`."""
+    rows = [
+        {
+            "process": name,
+            "MB per 1,000 steps": f"{part['mb_per_1000_steps']} ± {part['standard_error']}",
+            "MB": f"{part['mb'][0]} to {part['mb'][1]}",
+            "open files, first and last third": "{} and {}".format(*part["files"]),
+            "processor s a step, first and last third": "{} and {}".format(*part["cpu_s_per_step"]),
+        }
+        for name, part in found.items()
+        if isinstance(part, dict)
+    ]
+    return {
+        "section": "A long recovery",
+        "order": 9,
+        "about": "`vdmini distill` on Ray with the mini teacher, checkpoints, students and validations among it; "
+        f"after a warm-up of {WARM_UP:.0%} of the steps. The pace of the driver is that of one that waits.",
+        "seed": 0,
+        "command": "python benchmarks/long_run.py WORKSPACE",
+        "rows": rows,
+        "totals": {"minutes": minutes, "steps looked at": found["to_step"] - found["from_step"]},
+    }
+
+
 def chart(samples: list[dict[str, Any]], path: Path) -> None:
     """Memory against steps."""
     with house_style():
@@ -197,6 +223,7 @@ def main() -> None:
     }
     path = RESULTS / f"long_run-{datetime.date.today().isoformat()}.json"
     write_json(path, result)
+    write_json(RELIABILITY, section(found, arguments.minutes))
     chart(samples, path.with_suffix(".png"))
     for claim, verdict in result["verdicts"].items():
         print("holds" if verdict["holds"] else "FAILS", claim, verdict["found"])
