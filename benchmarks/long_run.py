@@ -177,7 +177,7 @@ def section(found: dict[str, Any], minutes: float) -> dict[str, Any]:
     return {
         "section": "A long recovery",
         "order": 9,
-        "about": "`vdmini distill` on Ray with the mini teacher; checkpoints, students, validations among it; "
+        "about": "`vdmini distill` on Ray with the mini teacher, checkpoints and validations among it; "
         f"after a warm-up of {WARM_UP:.0%} of the steps. The pace of the driver is that of one that waits.",
         "seed": 0,
         "command": "python benchmarks/long_run.py WORKSPACE",
