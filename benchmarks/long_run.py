@@ -145,7 +145,7 @@ def verdicts(found: dict[str, Any]) -> dict[str, Any]:
     for name, part in parts.items():
         slope = part["mb_per_1000_steps"]
         told[f"{name}: memory rises by less than {SLOPE_MB:g} MB per 1,000 steps"] = {
-            "holds": slope < SLOPE_MB,
+            "holds": bool(slope < SLOPE_MB),
             "found": f"{slope} ± {part['standard_error']}",
         }
         told[f"{name}: open files do not rise"] = {
@@ -155,7 +155,7 @@ def verdicts(found: dict[str, Any]) -> dict[str, Any]:
         if name != "driver":
             first, last = part["cpu_s_per_step"]
             told[f"{name}: the pace holds within {PACE:.0%}"] = {
-                "holds": last <= (1 + PACE) * first,
+                "holds": bool(last <= (1 + PACE) * first),
                 "found": round(last / first, 4),
             }
     return told
