@@ -42,7 +42,8 @@ faults: setup  ## one run during which MLflow, S3, Prefect and PostgreSQL fail i
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/services/test_faults.py
 
 # SETTINGS=team: against the servers of `make services`; PROFILE=nano: in workspaces/nano
-SERVERS = $(if $(SETTINGS),set -a && . .vdmini/services/$(SETTINGS).env && set +a &&)
+ENV_FILE = .vdmini/services/$(SETTINGS).env
+SERVERS = $(if $(SETTINGS),test -f $(ENV_FILE) || { echo "make services first"; exit 1; }; set -a && . $(ENV_FILE) && set +a &&)
 demo: setup  ## the whole story on the embedded default: no GPU, no download, no account
 	$(SERVERS) $(BIN)/vdmini run $(if $(PROFILE),--workspace $(PROFILE) --profile $(PROFILE))
 	$(if $(SETTINGS),$(SERVERS) cd $(if $(PROFILE),workspaces/$(PROFILE),.) && dvc push)
