@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,16 +11,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from tasks.decision_report import FORCED_TAG, add_note, decision_record, keep_report
+from tasks.foreign_versions import demand_own_source, demand_own_student
 from tasks.gate import Decision, decide_promotion, overrule
 from tasks.promotion_history import account, finish_begun, move_champion, now
 from tasks.registry import ROLLED_BACK_TAG, candidate_of, version_by_alias
 from tasks.registry_lock import Turn, turn_of
 from tasks.stage import StageJob, StageOutcome
-from tasks.tracking import connect
+from tasks.tracking import connect, tracking_uri
 from vdmini_core.artifacts import digest_of, write_json
 from vdmini_core.errors import VDMiniError
 from vdmini_core.params import PromoteParams, load_params
@@ -49,8 +52,10 @@ def insisting(reason: str) -> Iterator[None]:
 def run(job: StageJob) -> StageOutcome:
     """Ask the gate about the candidate and move the champion alias if it says so."""
     params, client = job.params, connect(job.root)
+    name, alias, insisted = params.register_.name, params.register_.alias, _insisted.get()
+    looked_at = _look_at_files(job, client, insisted)
     candidate, decision, record = promote_candidate(
-        client, params.register_.name, params.register_.alias, params.promote, _insisted.get()
+        client, name, alias, params.promote, insisted, looked_at=looked_at
     )
     for problem in keep_report(client, candidate, record):
         job.monitor.note(problem)
@@ -68,8 +73,40 @@ def run(job: StageJob) -> StageOutcome:
     )
 
 
+def _look_at_files(job: StageJob, client: MlflowClient, insisted: str | None) -> str | None:
+    """Fetch the candidate where it is about to be promoted: what `register` saw may have been changed since.
+
+    Before it is our turn, for a large model takes longer than a turn lasts.
+
+    Returns:
+        The version that was looked at; None where the gate keeps the champion anyway.
+
+    Raises:
+        ModelError: for a loader that is not ours, or files that are not safe to load.
+    """
+    params = job.params
+    candidate = version_by_alias(client, params.register_.name, params.register_.alias)
+    champion = version_by_alias(client, params.register_.name, params.promote.alias)
+    if candidate is None or (champion is not None and champion.version == candidate.version):
+        return None
+    if not _decide(candidate, champion, params.promote, insisted).promoted:
+        return None
+    with tempfile.TemporaryDirectory(dir=job.work) as folder:
+        back = mlflow.artifacts.download_artifacts(
+            demand_own_source(candidate), dst_path=folder, tracking_uri=tracking_uri(job.root)
+        )
+        demand_own_student(Path(back), candidate)
+    return str(candidate.version)
+
+
 def promote_candidate(
-    client: MlflowClient, name: str, candidate_alias: str, rules: PromoteParams, insisted: str | None = None
+    client: MlflowClient,
+    name: str,
+    candidate_alias: str,
+    rules: PromoteParams,
+    insisted: str | None = None,
+    *,
+    looked_at: str | None = None,
 ) -> tuple[ModelVersion, Decision, dict[str, Any]]:
     """Decide about the candidate and carry it out, while nobody else changes the model's aliases.
 
@@ -79,6 +116,7 @@ def promote_candidate(
         candidate_alias: alias of the version that asks.
         rules: of the gate; `rules.alias` is what it asks for.
         insisted: why the gate is overruled, None where it is not.
+        looked_at: the only version that may be promoted, as its files were looked at; None: any.
 
     Returns:
         The candidate, the decision, and its record for people (`decision_report.decision_record`).
@@ -100,6 +138,13 @@ def promote_candidate(
             decision = _decided(candidate) or Decision("keep", (told,))
         else:
             decision = _decide(candidate, champion, rules, insisted)
+            if decision.promoted and looked_at not in (None, str(candidate.version)):
+                raise VDMiniError(
+                    f"another version of `{name}` became candidate meanwhile",
+                    expected=f"version {looked_at}",
+                    found=f"version {candidate.version}",
+                    fix="run `vdmini promote` again",
+                )
             _carry_out(turn, candidate, champion, decision, rules)
     return candidate, decision, decision_record(name, candidate, champion, decision, rules)
 

@@ -17,10 +17,12 @@ import mlflow.artifacts
 import pytest
 from attack_toys import pipeline_folder
 
-from tasks import reproduce, rescore, s3, s3_folders
+from tasks import promote, reproduce, rescore, s3, s3_folders
 from tasks.foreign_versions import LOADED, LOADER
+from tasks.gate import Decision
 from tasks.project import change_params, dump_yaml, lay_out, profile_values, workspace_folder
 from tasks.recipe import COMPARED
+from tasks.stage import QuietMonitor, StageJob
 from vdmini_core.errors import DataError, ModelError, ParamsError, VDMiniError
 from vdmini_core.params import Params, load_params
 
@@ -115,6 +117,29 @@ def test_a_registered_model_that_is_not_ours_is_refused(
     with pytest.raises(ModelError, match=why):
         brought(tmp_path)
     assert not canary.exists() and [path.name for path in (tmp_path / "work").iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize("name", ["artifacts/student/unet/x.pkl", ""])
+def test_files_that_changed_since_they_were_registered_are_not_promoted(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, canary: Path
+) -> None:
+    """The tags of the version, which the gate decides by, still say that all is well."""
+    folder = registered(tmp_path / "model")
+    if name:
+        add(name)(folder)
+    asked = served_from(folder, monkeypatch)
+    monkeypatch.setattr(
+        promote, "version_by_alias", lambda *given: VERSION if given[2] == "candidate" else None
+    )
+    monkeypatch.setattr(promote, "_decide", lambda *_: Decision("promote", ("fine",)))
+    job = StageJob(tmp_path, Params(), tmp_path / "out", tmp_path, QuietMonitor())
+    if name:
+        with pytest.raises(ModelError, match="not safe to load"):
+            promote._look_at_files(job, None, None)  # type: ignore[arg-type]
+    else:
+        assert promote._look_at_files(job, None, None) == VERSION.version  # type: ignore[arg-type]
+    assert len(asked) == 1 and not canary.exists()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["model"]
 
 
 @pytest.mark.parametrize(
