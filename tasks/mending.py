@@ -4,6 +4,7 @@ DVC writes two files in place: `dvc.lock`, and `.dvc/tmp/rwlock`, its list of wh
 A kill in between leaves them empty or cut off, and DVC then refuses to do anything until a person removes
 them. Nothing is lost with either: what was made stands in DVC's run cache, and a list of processes that are
 gone is worth nothing. Copies that DVC had begun stay beside their targets, and nothing of DVC removes them.
+A folder of its run cache that a kill left empty ends every later run of that stage.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from dvc.lock import LockError, make_lock
 from dvc.repo import Repo
 
 CLOCK_SLACK_S = 2.0  # the start of a process is derived from the boot time, which clock updates shift
-COPYING_S = 3600.0  # a copy in a cache that nothing was added to for so long: workspaces share the cache
+COPYING_S = 600.0  # a copy in a cache that nothing was added to for so long: workspaces share the cache
+FILLING_S = 3.0  # DVC makes a folder of its run cache, then the file in it; an empty one is an error to it
 _COPY = re.compile(r"\.[\w-]{22}\.tmp")  # how DVC names one
 _CONFLICT = "<<<<<<< "  # of git: not a kill's doing, and for a person to decide
 
@@ -47,6 +49,10 @@ def mend(repo: Repo) -> list[str]:
     for path in (*_copies(cache / "files" / "md5", "*/.*.tmp"), *_copies(cache, "runs/*/*/.*.tmp")):
         if time.time() - path.stat().st_mtime > COPYING_S:
             path.unlink(missing_ok=True)
+    for folder in cache.glob("runs/??/*"):
+        if folder.is_dir() and time.time() - folder.stat().st_mtime > FILLING_S:
+            with suppress(OSError):
+                folder.rmdir()  # goes where it is empty
     return done
 
 

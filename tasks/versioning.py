@@ -56,6 +56,8 @@ class Versions:
                 self.repo.stage_cache.restore(item)
             except (RunCacheNotFoundError, FileNotFoundError):
                 return False  # never made from these inputs, or an input is not there
+            except TypeError:
+                return False  # DVC stumbles over an empty folder in its run cache, as a kill leaves it
             item.save()
             item.commit()
             item.dump(update_pipeline=False)

@@ -135,3 +135,16 @@ def test_copies_that_were_begun_are_removed_and_nothing_else(
     assert mend(repo) == []
     assert not theirs.exists()
     assert all(path.exists() for path in kept)
+
+
+def test_an_empty_folder_of_the_run_cache_goes_a_full_one_stays(repo: Repo) -> None:
+    """As a kill between the two leaves it; DVC would fail on it for ever."""
+    runs = Path(repo.cache.local.path).parents[1] / "runs" / "ab"
+    empty, fresh, full = (runs / name for name in ("abc", "abd", "abe"))
+    for folder in (empty, fresh, full):
+        folder.mkdir(parents=True)
+    (full / "entry").touch()
+    for folder in (empty, full):
+        os.utime(folder, (time.time() - 60, time.time() - 60))
+    mend(repo)
+    assert sorted(path.name for path in runs.iterdir()) == ["abd", "abe"] and (full / "entry").exists()
