@@ -255,7 +255,16 @@ def document(fuzz: Fuzz, media: Media) -> dict[str, Any]:
     absent = dict(media.absent)
     if why := why_not_bound():
         absent["files without permission"] = why
-    return {"section": "fuzzed files", "seed": fuzz.seed, "rows": rows, "totals": totals, "absent": absent}
+    return {
+        "section": "Fed any files",
+        "order": 3,
+        "about": "Files drawn from a seed through `prepare` and `vdmini fvd`: each is taken or refused in words.",
+        "command": "make chaos",
+        "seed": fuzz.seed,
+        "rows": rows,
+        "totals": totals,
+        "absent": absent,
+    }
 
 
 def faults(totals: dict[str, Any]) -> list[str]:

@@ -193,7 +193,9 @@ def document(seed: int, cases: list[dict[str, Any]]) -> dict[str, Any]:
     totals["slowest_s"] = max(case.get("seconds", 0) for case in cases)
     bad = [case for case in cases if case["fate"] not in ("accepted", "rejected")]
     totals["noticed"] = [f"{case['index']} ({case['kind']}): {case['fate']} {case['said']}" for case in bad]
-    return {"section": "fuzzed params", "seed": seed, "rows": rows, "totals": totals}
+    head = {"section": "Fed any parameters", "order": 4, "command": "make chaos"}
+    about = "Parameter files drawn from a seed, as a run and as `--set` read them; good ones get a dry run."
+    return {**head, "about": about, "seed": seed, "rows": rows, "totals": totals}
 
 
 def faults(totals: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ of what was found). `rows` and `problems` are lists of mappings; a table has the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vdmini_core.artifacts import read_json
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "reliability"
 PAGE = ROOT / "docs" / "reliability.md"
+FIRST = ("stage", "process", "kind", "story", "guard", "attack", "count", "kills", "stories", "guards")
 HEAD = """# Reliability
 
 Killed anywhere, fed anything: what was tried, and what was lost. Made from the results in `docs/reliability/`
@@ -38,17 +40,20 @@ def _section(section: dict[str, Any]) -> str:
     if rows := section.get("rows"):
         parts += [*_table(rows), ""]
     if totals := section.get("totals"):
-        parts += [
-            "In all: " + ", ".join(f"{_cell(value)} {name}" for name, value in totals.items()) + ".",
-            "",
-        ]
+        told = (f"{_cell(totals[name])} {name}" for name in _ordered(totals))
+        parts += [f"In all: {', '.join(told)}.", ""]
     if problems := section.get("problems"):
         parts += ["What was found:", "", *_table(problems), ""]
     return "\n".join(parts)
 
 
+def _ordered(names: Iterable[str]) -> list[str]:
+    """What a row or a sum is of first, the rest as it comes: files of results have their keys sorted."""
+    return sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+
+
 def _table(rows: list[dict[str, Any]]) -> list[str]:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns = _ordered(dict.fromkeys(name for row in rows for name in row))
     lines = [columns, ["---"] * len(columns)]
     lines += [[_cell(row.get(name, "")) for name in columns] for row in rows]
     return [f"| {' | '.join(line)} |" for line in lines]
