@@ -258,7 +258,7 @@ def document(fuzz: Fuzz, media: Media) -> dict[str, Any]:
     return {
         "section": "Fed any files",
         "order": 3,
-        "about": "Files drawn from a seed through `prepare` and `vdmini fvd`: each is taken or refused in words.",
+        "about": "Drawn from a seed, through `prepare` and `vdmini fvd`: each is taken or refused in words.",
         "command": "make chaos",
         "seed": fuzz.seed,
         "rows": rows,
