@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from tasks.project import change_params
 from tasks.stage import REPRODUCIBLE, STAGES
 from tasks.tracking import connect
-from tests.flows.conftest import VDMINI, environment, make_project, prefect_server, vdmini
+from tests.flows.conftest import VDMINI, dvc_status, environment, make_project, prefect_server, vdmini
 from tests.services.serving import free_port, server
 from vdmini_core.artifacts import read_json, tree_digests
 
@@ -87,15 +87,7 @@ def test_two_runs_and_dvc_in_one_checkout_make_everything_once(made: Path, tmp_p
     assert {run["fate"] for run in json.loads(vdmini(together, "run", "--json").stdout)["stages"]} == {
         "up to date"
     }
-    status = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json"],
-        cwd=together,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(status.stdout) == {}
+    assert dvc_status(together) == {}
 
 
 @pytest.fixture(scope="module")

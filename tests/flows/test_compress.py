@@ -15,7 +15,7 @@ import yaml
 
 from tasks.stage import REPRODUCIBLE, STAGES
 from tasks.tracking import connect
-from tests.flows.conftest import environment, kill_tree, make_project, vdmini
+from tests.flows.conftest import dvc_status, environment, kill_tree, make_project, vdmini
 from vdmini_core.artifacts import read_json, tree_digests
 
 DVC = Path(sys.executable).with_name("dvc")
@@ -36,15 +36,7 @@ def hashes(root: Path) -> dict[str, str]:
 def test_the_run_leaves_every_output_and_a_clean_dvc_status(finished_project: Path) -> None:
     for stage in STAGES:
         assert (finished_project / "artifacts" / stage / "manifest.json").is_file(), stage
-    status = subprocess.run(
-        [DVC, "status", "--json"],
-        cwd=finished_project,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(status.stdout) == {}
+    assert dvc_status(finished_project) == {}
     assert not list((finished_project / "artifacts").glob(".*"))
 
 
