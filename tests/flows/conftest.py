@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
@@ -87,16 +85,6 @@ def dvc_status(root: Path) -> Any:
         check=True,
     )
     return json.loads(done.stdout)
-
-
-def kill_tree(pid: int) -> None:
-    """SIGKILL to the process and everything below it, as a machine that dies would."""
-    parent = psutil.Process(pid)
-    for process in [*parent.children(recursive=True), parent]:
-        try:
-            process.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            continue
 
 
 class ProjectScheduling(LoadFileScheduling):

@@ -15,7 +15,8 @@ import yaml
 
 from tasks.stage import REPRODUCIBLE, STAGES
 from tasks.tracking import connect
-from tests.flows.conftest import dvc_status, environment, kill_tree, make_project, vdmini
+from tests.chaos.hook.chaos_tree import MARK, kill_tree
+from tests.flows.conftest import dvc_status, environment, make_project, vdmini
 from vdmini_core.artifacts import read_json, tree_digests
 
 DVC = Path(sys.executable).with_name("dvc")
@@ -79,13 +80,14 @@ def test_the_other_driver_killed_and_started_again_gives_the_same_bytes(
     known = {run.info.run_id for run in connected.search_runs(["1"], max_results=100)}
     again = [DVC, "repro"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    repro = subprocess.Popen(again, cwd=other, env=environment(), **quiet)
+    mark = str(tmp_path)
+    repro = subprocess.Popen(again, cwd=other, env=environment(**{MARK: mark}), **quiet)
     deadline = time.monotonic() + 800
     while not list((other / ".vdmini" / "work" / "distill").rglob("checkpoint-*")):
         assert repro.poll() is None, "it ended before its first checkpoint"
         assert time.monotonic() < deadline, "no checkpoint in time"
         time.sleep(0.05)
-    kill_tree(repro.pid)
+    kill_tree(mark)
     repro.wait(timeout=20)
     assert not (other / "artifacts" / "distill").exists()
     done = subprocess.run(again, cwd=other, env=environment(), capture_output=True, text=True, timeout=900)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.flows.conftest import VDMINI, environment, kill_tree, make_project, vdmini
+from tests.chaos.hook.chaos_tree import MARK, kill_tree
+from tests.flows.conftest import VDMINI, environment, make_project, vdmini
 from vdmini_core.artifacts import read_json, tree_digests
 
 pytestmark = pytest.mark.services
@@ -29,7 +30,7 @@ def test_a_teacher_trained_here_survives_a_kill(tmp_path: Path) -> None:
     run = subprocess.Popen(
         [VDMINI, "teacher", "--train"],
         cwd=killed,
-        env=environment(),
+        env=environment(**{MARK: str(tmp_path)}),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -38,7 +39,7 @@ def test_a_teacher_trained_here_survives_a_kill(tmp_path: Path) -> None:
         assert run.poll() is None, "the training ended before its first checkpoint"
         assert time.monotonic() < deadline, "no checkpoint in time"
         time.sleep(0.02)
-    kill_tree(run.pid)
+    kill_tree(str(tmp_path))
     assert run.wait(timeout=20) == -signal.SIGKILL
     vdmini(killed, "teacher")
     assert tree_digests(killed / "artifacts" / "teacher") == tree_digests(whole / "artifacts" / "teacher")
