@@ -3,8 +3,8 @@
 python benchmarks/long_run.py WORKSPACE [--minutes 60] [--checkpoint-every 100]
 
 `vdmini distill` itself, on Ray, in a workspace that has a pruned student (any `vdmini run` leaves one), with
-more steps than the time allows; it is told to stop (SIGTERM) when the time is over, and saves itself. Two
-seconds apart, the driver's and each worker's memory of their own (RssAnon), open files and processor time are
+more steps than the time allows; it is told to stop (SIGTERM) when the time is over, and saves itself. Half a
+second apart, the driver's and each worker's memory of their own (RssAnon), open files and processor time are
 read beside the number of steps done. Within a step memory rises by activations, so after a warm-up the least
 of each of forty stretches of steps is taken; a line through those, with its standard error: at most 1 MB
 per 1,000 steps. Open files may not grow. Pace is processor seconds of a worker a step,
@@ -39,7 +39,7 @@ from vdmini_core.report.figures import PALETTE, house_style, save
 
 RESULTS = Path(__file__).parent / "results"
 RELIABILITY = Path(__file__).parents[1] / "docs" / "reliability" / "long-run.json"
-EVERY_S, WARM_UP, STRETCHES = 2, 0.2, 40
+EVERY_S, WARM_UP, STRETCHES = 0.5, 0.2, 40
 SLOPE_MB, PACE = 1.0, 0.05
 STEPS = 1_000_000
 
