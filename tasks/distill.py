@@ -165,8 +165,7 @@ def make_trainer(job: StageJob, spec: RecoverySpec, storage: Path) -> Any:
     from ray.train.v2.api import config as ray_config
 
     from tasks.models import device_of
-    from tasks.recovery_backend import RecoveryTorchConfig
-    from tasks.recovery_worker import train_worker
+    from tasks.recovery_backend import RecoveryTorchConfig, recover
 
     params, gpu = job.params.distill, device_of(job) == "cuda"
     share = _gpu_share(params.workers) if gpu else 0.0
@@ -179,7 +178,7 @@ def make_trainer(job: StageJob, spec: RecoverySpec, storage: Path) -> Any:
     spec = replace(spec, gpus=share * params.workers)
     trainer: Any = TorchTrainer  # typed for V1's configs, which V2 refuses
     return trainer(
-        train_worker,
+        recover,
         train_loop_config=spec.to_dict(),
         torch_config=RecoveryTorchConfig(backend="nccl" if share == 1 else "gloo"),
         scaling_config=ray_config.ScalingConfig(

@@ -1,4 +1,7 @@
-"""Ray Train's setup of torch for a recovery: every worker also listens for SIGTERM, from its main thread."""
+"""What Ray Train is given for a recovery: torch with workers that listen for SIGTERM, and their work.
+
+Ray's own actors unpickle this, so it imports nothing that only the workers need.
+"""
 
 from __future__ import annotations
 
@@ -25,3 +28,10 @@ class RecoveryTorchConfig(TorchConfig):
     def backend_cls(self) -> Any:
         """What Ray calls when the workers start."""
         return _ListeningBackend
+
+
+def recover(config: dict[str, Any]) -> None:
+    """What every worker does: `recovery_worker.train_worker`, whose imports take longer than Ray's start."""
+    from tasks.recovery_worker import train_worker
+
+    train_worker(config)
