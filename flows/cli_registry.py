@@ -49,6 +49,7 @@ def promote_command(
 
 def rollback_command(
     reason: Annotated[str, typer.Option(help="why, kept with both versions")] = "no reason given",
+    workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
     root: RootOption = Path(),
 ) -> None:
@@ -61,9 +62,10 @@ def rollback_command(
         from tasks.tracking import connect
         from vdmini_core.params import load_params
 
-        params = load_params(root.resolve() / "params.yaml")
+        folder = cli._project(root, workspace, None, None, None)
+        params = load_params(folder / "params.yaml")
         name, alias = params.register_.name, params.promote.alias
-        move = roll_back(connect(root.resolve()), name, alias, reason)
+        move = roll_back(connect(folder), name, alias, reason)
         told = f"{name}: version {move.after} is {alias} again, in place of version {move.before}"
         notify("rolled-back", f"{told}: {reason}", model=name, version=move.after, before=move.before)
     if as_json:
@@ -77,6 +79,7 @@ def reproduce_command(
     videos: Annotated[
         Path | None, typer.Option(help="where its videos are now", exists=True, file_okay=False)
     ] = None,
+    workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
     root: RootOption = Path(),
 ) -> None:
@@ -86,9 +89,8 @@ def reproduce_command(
     with cli._pipeline_extra():
         from tasks.reproduce import reproduce
 
-        found = reproduce(
-            root.resolve(), uri, videos=videos, listen=lambda line: typer.echo(line, err=as_json)
-        )
+        folder = cli._project(root, workspace, None, None, None)
+        found = reproduce(folder, uri, videos=videos, listen=lambda line: typer.echo(line, err=as_json))
     if as_json:
         print_json(asdict(found) | {"equal": found.equal, "folder": str(found.folder)})
     else:

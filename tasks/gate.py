@@ -68,6 +68,7 @@ class Candidate:
     Attributes:
         metrics: rows of `artifacts/evaluate/metrics.json`, intervals and costs included.
         speedup: the denoiser's speed-up over the teacher, None where not measured.
+        timed: how that was measured (`registry.TIMED`): speed-ups of another device or size say nothing.
         passport: measure (`fvd`, `content`, ...) -> how it was measured (`metrics.passport.Passport`).
         provenance: what it was made from and by; keys as in `PROVENANCE`.
         checks: of the registered files.
@@ -80,6 +81,7 @@ class Candidate:
     provenance: Mapping[str, str | None] = field(default_factory=dict)
     checks: Checks = Checks()
     rolled_back: str | None = None
+    timed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def decide_promotion(candidate: Candidate, champion: Candidate | None, rules: PromoteParams) -> Decision:
@@ -238,14 +240,18 @@ def _check_gain(
 ) -> None:
     """Equal quality has to be faster or smaller, and not give the gain back in the other."""
     same_teacher = candidate.provenance.get("teacher") == champion.provenance.get("teacher")
+    otherwise = _timed_otherwise(candidate.timed, champion.timed)
     found = costs(
         row(candidate.metrics, "recovered"),
         row(champion.metrics, "recovered"),
-        (candidate.speedup, champion.speedup) if same_teacher else (None, None),
+        (candidate.speedup, champion.speedup) if same_teacher and not otherwise else (None, None),
         rules.min_gain,
     )
     changes = {change for change, _ in found}
-    said = ", ".join(line for _, line in found) or "neither speed nor size of both is known"
+    lines = [line for _, line in found] or ["neither speed nor size of both is known"]
+    if otherwise:
+        lines.append(f"speed-ups do not count, they were timed otherwise: {otherwise}")
+    said = ", ".join(lines)
     if Change.BETTER in changes and Change.WORSE not in changes:
         passes.append(f"{text}: equal within their intervals; {said}")
     else:
@@ -254,6 +260,15 @@ def _check_gain(
             f"{rules.min_gain:.0%} in speed or size without a loss in the other: {said}; "
             f"{BETTER_STUDENT}; or measure on more clips (`evaluate.clips`), which narrows the intervals"
         )
+
+
+def _timed_otherwise(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """What differs in how two speed-ups were measured; empty where nothing does."""
+    keys = sorted({*ours, *theirs})
+    differ = [key for key in keys if ours.get(key) != theirs.get(key)]
+    return "; ".join(
+        f"{key} {ours.get(key, 'unknown')} against {theirs.get(key, 'unknown')}" for key in differ
+    )
 
 
 def _passport(version: Candidate, whose: str) -> Passport:

@@ -20,6 +20,8 @@ STUDENT_TAG = "vdmini.student"
 CHECKS_TAG = "vdmini.checks"
 PASSPORT_TAG = "vdmini.passport"
 ROLLED_BACK_TAG = "vdmini.rolled_back"
+# What a speed-up depends on beside the two models, as `timing.json` has it.
+TIMED = ("device", "dtype", "batch", "frames", "resolution")
 PROVENANCE_TAGS = {
     "teacher": "vdmini.teacher",
     "plan": "vdmini.plan_sha256",
@@ -96,7 +98,8 @@ def evidence(root: Path) -> dict[str, Any]:
         for row, values in rows.items()
     }
     speedup = timing.get("speedup", {}).get("unet")
-    return {"metrics": kept, "speedup": speedup, "passport": metrics.get("passport", {})}
+    timed = {key: timing[key] for key in TIMED if key in timing}
+    return {"metrics": kept, "speedup": speedup, "timed": timed, "passport": metrics.get("passport", {})}
 
 
 def candidate_of(version: ModelVersion) -> Candidate:
@@ -109,6 +112,7 @@ def candidate_of(version: ModelVersion) -> Candidate:
         {key: version.tags.get(tag) for key, tag in PROVENANCE_TAGS.items()},
         Checks(tuple(checks["unsafe"]), checks["generates"]) if checks else Checks(),
         _tag(version, ROLLED_BACK_TAG).get("reason"),
+        data.get("timed", {}),
     )
 
 

@@ -120,6 +120,8 @@ CHAMPION = measured(9.0, 11.0)
         (measured(9.0, 11.0, speedup=1.8, params=1100), False, "without a loss in the other"),
         (measured(9.0, 11.0, speedup=1.0, params=500), False, "without a loss in the other"),
         (measured(9.0, 11.0, speedup=2.0, provenance={**MADE_FROM, "teacher": "0ther"}), False, "no gain"),
+        (measured(9.0, 11.0, speedup=2.0, timed={"device": "fast"}), False, "device fast against unknown"),
+        (measured(9.0, 11.0, speedup=1.1, params=500, timed={"device": "slow"}), True, "timed otherwise"),
         (measured(9.0, 11.0, params=500, provenance={**MADE_FROM, "teacher": "0ther"}), True, "500 param"),
         (measured(10.0, 12.0, speedup=2.0), False, "worse than the champion's 10 by more than 5%"),
         (measured(9.2, 11.2, speedup=2.0), True, "equal within"),
