@@ -35,9 +35,15 @@ def quality(ours: Mapping[str, Any], theirs: Mapping[str, Any], measure: str) ->
     if len(bounds) < len(asked):
         return Change.UNKNOWN
     our_low, our_high, their_low, their_high = bounds
+    if not (_within(ours, measure) and _within(theirs, measure)):
+        return Change.UNKNOWN
     if our_high < their_low:
         return Change.BETTER
     return Change.WORSE if our_low > their_high else Change.EQUAL
+
+
+def _within(row: Mapping[str, Any], measure: str) -> bool:
+    return bool(row[f"{measure}_low"] <= row[measure] <= row[f"{measure}_high"])
 
 
 def costs(

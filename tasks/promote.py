@@ -73,13 +73,13 @@ def run(job: StageJob) -> StageOutcome:
     )
 
 
-def _look_at_files(job: StageJob, client: MlflowClient, insisted: str | None) -> str | None:
+def _look_at_files(job: StageJob, client: MlflowClient, insisted: str | None) -> str:
     """Fetch the candidate where it is about to be promoted: what `register` saw may have been changed since.
 
     Before it is our turn, for a large model takes longer than a turn lasts.
 
     Returns:
-        The version that was looked at; None where the gate keeps the champion anyway.
+        The version that was looked at; empty where the gate keeps the champion anyway.
 
     Raises:
         ModelError: for a loader that is not ours, or files that are not safe to load.
@@ -88,9 +88,9 @@ def _look_at_files(job: StageJob, client: MlflowClient, insisted: str | None) ->
     candidate = version_by_alias(client, params.register_.name, params.register_.alias)
     champion = version_by_alias(client, params.register_.name, params.promote.alias)
     if candidate is None or (champion is not None and champion.version == candidate.version):
-        return None
+        return ""
     if not _decide(candidate, champion, params.promote, insisted).promoted:
-        return None
+        return ""
     with tempfile.TemporaryDirectory(dir=job.work) as folder:
         back = mlflow.artifacts.download_artifacts(
             demand_own_source(candidate), dst_path=folder, tracking_uri=tracking_uri(job.root)
@@ -116,7 +116,7 @@ def promote_candidate(
         candidate_alias: alias of the version that asks.
         rules: of the gate; `rules.alias` is what it asks for.
         insisted: why the gate is overruled, None where it is not.
-        looked_at: the only version that may be promoted, as its files were looked at; None: any.
+        looked_at: the only version that may be promoted, as its files were looked at; empty: none; None: any.
 
     Returns:
         The candidate, the decision, and its record for people (`decision_report.decision_record`).
@@ -141,7 +141,7 @@ def promote_candidate(
             if decision.promoted and looked_at not in (None, str(candidate.version)):
                 raise VDMiniError(
                     f"another version of `{name}` became candidate meanwhile",
-                    expected=f"version {looked_at}",
+                    expected=f"version {looked_at}" if looked_at else "one that the gate keeps out",
                     found=f"version {candidate.version}",
                     fix="run `vdmini promote` again",
                 )

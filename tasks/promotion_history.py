@@ -15,9 +15,9 @@ from typing import Literal
 from mlflow.tracking import MlflowClient
 
 from tasks.registry_lock import Turn
+from vdmini_core.params.registry import CHAMPION, PREVIOUS
 
 PREFIX = "vdmini.history."
-CHAMPION, PREVIOUS = "champion", "previous"
 MAX_REASON = 1000  # characters; a tag of a registered model holds 5000
 
 

@@ -22,6 +22,7 @@ import vdmini_core
 from tasks.gate import Checks
 from tasks.models import device_of
 from tasks.once import once
+from tasks.promotion_history import history
 from tasks.provenance import check_student, provenance, without_hint_warning
 from tasks.recipe import keep_recipe
 from tasks.registry import (
@@ -79,7 +80,7 @@ def _register(job: StageJob) -> StageOutcome:
             client.set_model_version_tag(rules.name, number, key, value)
         _complete(job, version)
         job.monitor.note(f"this student is version {number} already")
-    client.set_registered_model_alias(rules.name, rules.alias, number)
+    _point_at(client, rules.name, rules.alias, number)
     facts = {"name": rules.name, "alias": rules.alias, "student": identity}
     write_json(job.out / "registration.json", facts)
     row = {
@@ -91,6 +92,20 @@ def _register(job: StageJob) -> StageOutcome:
     return StageOutcome(
         metrics={"student": identity}, timing={"version": number}, table=[row], title="Registered"
     )
+
+
+def _point_at(client: MlflowClient, name: str, alias: str, number: str) -> None:
+    """The candidate's alias; one that the gate has ever given is not for `register` to move."""
+    with turn_of(client, name) as turn:
+        if any(move.alias == alias for move in history(client, name)):
+            raise VDMiniError(
+                f"`{alias}` of `{name}` is given by the gate",
+                expected="an alias of its own for what asks, as `candidate`",
+                found=f"register.alias {alias}",
+                fix="set register.alias to another name, then `vdmini promote`",
+            )
+        turn.check()
+        client.set_registered_model_alias(name, alias, number)
 
 
 def is_current(root: Path, name: str, alias: str) -> bool:

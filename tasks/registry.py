@@ -46,13 +46,15 @@ def ensure_model(client: MlflowClient, name: str) -> None:
 
 
 def version_by_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    """The version an alias points at, or None."""
+    """The version an alias points at, or None where the registry itself says that there is none."""
     try:
-        return client.get_model_version_by_alias(name, alias)
+        number = client.get_registered_model(name).aliases.get(alias)
     except (MlflowException, RestException) as error:
-        if _is(error, RESOURCE_DOES_NOT_EXIST) or "not found" in str(error).lower():
+        # Something between us and the registry may answer 404, too: that is not its word.
+        if _is(error, RESOURCE_DOES_NOT_EXIST) and not str(error).startswith("API request to"):
             return None
         raise
+    return None if number is None else client.get_model_version(name, str(number))
 
 
 def version_of_student(client: MlflowClient, name: str, student: str) -> ModelVersion | None:

@@ -7,7 +7,7 @@ import json
 from mlflow.tracking import MlflowClient
 
 from tasks.decision_report import add_note
-from tasks.promotion_history import Move, account, finish_begun, move_champion, now, previous_alias
+from tasks.promotion_history import Move, account, finish_begun, history, move_champion, now, previous_alias
 from tasks.registry import ROLLED_BACK_TAG, version_by_alias
 from tasks.registry_lock import turn_of
 from vdmini_core.errors import VDMiniError
@@ -38,7 +38,20 @@ def roll_back(client: MlflowClient, name: str, alias: str, reason: str) -> Move:
                 f"`{name}` has no version to go back to",
                 expected=f"the alias `{previous_alias(alias)}`, kept when a champion is replaced",
                 found="none" if previous is None else f"the {alias} itself, version {previous.version}",
-                fix="set the alias by hand on MLflow's page of the model",
+                fix="`vdmini promote` with a better student",
+            )
+        served = {
+            number
+            for move in history(client, name)
+            if move.alias == alias
+            for number in (move.before, move.after)
+        }
+        if str(previous.version) not in served:
+            raise VDMiniError(
+                f"version {previous.version} of `{name}` never was `{alias}`",
+                expected="a former champion, as the model's history has it",
+                found=f"`{previous_alias(alias)}` was set by hand",
+                fix="`vdmini promote` asks the gate about a version",
             )
         leaving, returning = str(champion.version), str(previous.version)
         turn.check()

@@ -29,6 +29,14 @@ class Params(Section):
     promote: PromoteParams = PromoteParams()
 
     @model_validator(mode="after")
+    def _the_gate_gives_its_alias(self) -> Params:
+        if self.register_.alias.lower() == self.promote.alias.lower():
+            raise ValueError(
+                f"register.alias and promote.alias are both `{self.promote.alias}`: no gate between"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _clips_suffice(self) -> Params:
         if self.profile.clips > self.prepare.clips.validation:
             raise ValueError(
