@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.tracking import MlflowClient
 
 from tasks.decision_report import FORCED_TAG, keep_report, readable
 from tasks.promote import _question, promote_candidate
 from tasks.promotion_history import Move, history, move_champion
+from tasks.register import _point_at
 from tasks.registry import ROLLED_BACK_TAG, version_by_alias
 from tasks.registry_lock import PREFIX, Turn, turn_of
 from tasks.rollback import roll_back
@@ -196,6 +199,48 @@ def test_without_a_version_before_there_is_no_way_back(client: MlflowClient) -> 
     with pytest.raises(VDMiniError, match="no version to go back to"):
         roll_back(client, "toy", "champion", "")
     assert champion(client) == "1" and len(history(client, "toy")) == 1
+
+
+def test_no_way_back_to_what_never_was_champion(client: MlflowClient) -> None:
+    set_candidate(client, add_version(client, 8.0))
+    promote_candidate(client, "toy", "candidate", RULES)
+    set_candidate(client, add_version(client, 800.0), "previous")
+    with pytest.raises(VDMiniError, match="never was `champion`"):
+        roll_back(client, "toy", "champion", "")
+    assert champion(client) == "1"
+
+
+def test_register_moves_no_alias_that_the_gate_gives(client: MlflowClient) -> None:
+    set_candidate(client, add_version(client, 8.0))
+    promote_candidate(client, "toy", "candidate", PromoteParams(alias="best"))
+    worse = add_version(client, 800.0)
+    with pytest.raises(VDMiniError, match="`best` of `toy` is given by the gate"):
+        _point_at(client, "toy", "best", worse)
+    _point_at(client, "toy", "candidate", worse)
+    assert (champion(client, "best"), champion(client, "candidate")) == ("1", worse)
+
+
+def test_an_answer_from_in_between_is_not_that_there_is_no_champion(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a proxy's page: MLflow's client makes `RESOURCE_DOES_NOT_EXIST` of any 404."""
+    assert champion(client) is None and version_by_alias(client, "nobody", "champion") is None
+    text = "API request to endpoint /x failed with error code 404 != 200. Response body: '404 Not Found'"
+
+    def answer(name: str) -> Any:
+        raise MlflowException(text, RESOURCE_DOES_NOT_EXIST)
+
+    monkeypatch.setattr(client, "get_registered_model", answer)
+    with pytest.raises(MlflowException, match="404"):
+        champion(client)
+
+
+def test_a_version_whose_files_nobody_looked_at_is_not_promoted(client: MlflowClient) -> None:
+    """The gate was to keep the candidate out when its files would have been fetched; another one came."""
+    set_candidate(client, add_version(client, 8.0))
+    with pytest.raises(VDMiniError, match="became candidate meanwhile"):
+        promote_candidate(client, "toy", "candidate", RULES, looked_at="")
+    assert champion(client) is None
 
 
 def test_a_forced_promotion_leaves_a_mark(client: MlflowClient) -> None:

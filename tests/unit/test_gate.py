@@ -219,6 +219,31 @@ def test_what_the_gate_lets_through_is_not_overruled() -> None:
     assert overrule(decision, measured(1, 2), "why not") == decision
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"register": {"alias": "champion"}},
+        {"register": {"alias": "previous"}},
+        {"register": {"alias": "Champion-2-previous"}},
+        {"promote": {"alias": "previous"}},
+        {"promote": {"alias": "x-previous"}},
+        {"register": {"alias": "best"}, "promote": {"alias": "best"}},
+    ],
+)
+def test_no_parameter_leads_past_the_gate(sections: dict[str, Any]) -> None:
+    with pytest.raises(ParamsError, match="alias"):
+        parse_params(sections, "params.yaml")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.1), (9.0, 6.0)])
+def test_bounds_that_do_not_hold_the_value_win_nothing(low: float, high: float) -> None:
+    made = measured(low, high)
+    recovered = {**made.metrics["recovered"], "fvd_real": 10.0}
+    made = replace(made, metrics={**made.metrics, "recovered": recovered})
+    decision = decide_promotion(made, measured(10.5, 11.5), RULES)
+    assert not decision.promoted and "has no interval" in decision.reasons[0]
+
+
 def test_what_the_gate_believes_is_set_by_no_parameter_and_no_edited_file(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="only `register` writes"):
         parse_params({"register": {"tags": {"vdmini.evidence": "{}"}}}, "params.yaml")
