@@ -241,16 +241,22 @@ def _check_gain(
     """Equal quality has to be faster or smaller, and not give the gain back in the other."""
     same_teacher = candidate.provenance.get("teacher") == champion.provenance.get("teacher")
     otherwise = _timed_otherwise(candidate.timed, champion.timed)
+    # One architecture is as fast as itself: two timings of it differ by what else the machine did.
+    same_plan = same_teacher and candidate.provenance.get("plan") == champion.provenance.get("plan")
     found = costs(
         row(candidate.metrics, "recovered"),
         row(champion.metrics, "recovered"),
-        (candidate.speedup, champion.speedup) if same_teacher and not otherwise else (None, None),
+        (candidate.speedup, champion.speedup)
+        if same_teacher and not otherwise and not same_plan
+        else (None, None),
         rules.min_gain,
     )
     changes = {change for change, _ in found}
     lines = [line for _, line in found] or ["neither speed nor size of both is known"]
     if otherwise:
         lines.append(f"speed-ups do not count, they were timed otherwise: {otherwise}")
+    if same_plan:
+        lines.append("both are cut by the same plan: equally fast")
     said = ", ".join(lines)
     if Change.BETTER in changes and Change.WORSE not in changes:
         passes.append(f"{text}: equal within their intervals; {said}")

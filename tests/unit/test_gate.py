@@ -103,7 +103,8 @@ def test_other_versions_of_libraries_are_a_remark() -> None:
     assert any("version of torch: 9.9 against" in reason for reason in decision.reasons)
 
 
-CHAMPION = measured(9.0, 11.0)
+OLD_CUT = {**MADE_FROM, "plan": "01d"}
+CHAMPION = replace(measured(9.0, 11.0), provenance=OLD_CUT)  # of another cut
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,7 @@ CHAMPION = measured(9.0, 11.0)
         (measured(9.0, 11.0, speedup=1.8, params=1100), False, "without a loss in the other"),
         (measured(9.0, 11.0, speedup=1.0, params=500), False, "without a loss in the other"),
         (measured(9.0, 11.0, speedup=2.0, provenance={**MADE_FROM, "teacher": "0ther"}), False, "no gain"),
+        (measured(9.0, 11.0, speedup=2.0, provenance=OLD_CUT), False, "same plan: equally fast"),
         (measured(9.0, 11.0, speedup=2.0, timed={"device": "fast"}), False, "device fast against unknown"),
         (measured(9.0, 11.0, speedup=1.1, params=500, timed={"device": "slow"}), True, "timed otherwise"),
         (measured(9.0, 11.0, params=500, provenance={**MADE_FROM, "teacher": "0ther"}), True, "500 param"),
