@@ -44,7 +44,7 @@ def promote_command(
 
         folder = cli._project(root, workspace, profile, None, assignments)
         with insisting(reason) if reason else nullcontext():
-            cli._run_one("promote", folder, False, as_json)
+            cli._run_one("promote", folder, True, as_json)  # asked for: it answers each time
 
 
 def rollback_command(

@@ -34,7 +34,7 @@ def promote(root: str = ".", profile: str | None = None, reason: str | None = No
     Returns:
         What became of the stage.
     """
-    execution = Execution(workspace_of(Path(root), profile))
+    execution = Execution(workspace_of(Path(root), profile), force=True)  # asked for: it answers each time
     with (
         insisting(reason) if reason else nullcontext(),
         execution.parent_run(f"promote-{execution.params.register_.name}"),

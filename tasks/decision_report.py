@@ -92,6 +92,16 @@ def keep_report(client: MlflowClient, version: ModelVersion, record: Mapping[str
     return []
 
 
+def has_report(client: MlflowClient, version: ModelVersion) -> bool:
+    """Whether the decision that made a version what it is lies on its run."""
+    if not version.run_id:
+        return False
+    try:
+        return bool(client.list_artifacts(version.run_id, FOLDER))
+    except (MlflowException, OSError):
+        return False
+
+
 def add_note(client: MlflowClient, version: ModelVersion, text: str) -> None:
     """Add a dated line to the version's description, which is what its page shows first."""
     name, number = version.name, str(version.version)

@@ -15,7 +15,7 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
-from tasks.decision_report import FORCED_TAG, add_note, decision_record, keep_report
+from tasks.decision_report import FORCED_TAG, add_note, decision_record, has_report, keep_report
 from tasks.foreign_versions import demand_own_source, demand_own_student
 from tasks.gate import Decision, decide_promotion, overrule
 from tasks.promotion_history import account, finish_begun, move_champion, now
@@ -57,8 +57,12 @@ def run(job: StageJob) -> StageOutcome:
     candidate, decision, record = promote_candidate(
         client, name, alias, params.promote, insisted, looked_at=looked_at
     )
-    for problem in keep_report(client, candidate, record):
-        job.monitor.note(problem)
+    if record["champion"] == record["candidate"] and has_report(client, candidate):
+        # Nothing was asked of the gate: what it said when it made the champion stays as it was told.
+        decision = Decision("keep", (f"version {candidate.version} is the champion already",))
+    else:
+        for problem in keep_report(client, candidate, record):
+            job.monitor.note(problem)
     write_json(job.out / "decision.json", {"outcome": decision.outcome, "reasons": list(decision.reasons)})
     for reason in decision.reasons:
         job.monitor.note(f"{decision.outcome}: {reason}")
