@@ -176,18 +176,19 @@ def ray_at(address: str, nodes: int = 1, settings: dict[str, str] | None = None)
     try:
         said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
-        refused = b"InvalidAuthToken" in (error.stderr or b"")
-        raise VDMiniError(
-            "Ray: the token was refused" if refused else "Ray: no answer",
-            found=address,
-            fix=TEAM if refused else START,
-        ) from None
+        raise _ray_silent(address, (error.stderr or b"").decode(errors="replace")) from None
     if said.returncode != 0:
-        raise VDMiniError("Ray: no answer", found=said.stderr.strip().splitlines()[-1], fix=START)
+        raise _ray_silent(said.stderr.strip().splitlines()[-1], said.stderr)
     slots = json.loads(said.stdout)
     if len(slots) < nodes:
         raise VDMiniError("Ray: nodes are missing", expected=f"{nodes}", found=f"{len(slots)}", fix=START)
     return f"{address}, {len(slots)} nodes, {sum(slots):g} slots"
+
+
+def _ray_silent(found: str, said: str) -> VDMiniError:
+    if "InvalidAuthToken" in said:
+        return VDMiniError("Ray: the token was refused", found=found, fix=TEAM)
+    return VDMiniError("Ray: no answer", found=found, fix=START)
 
 
 def _listens(host: str, port: int) -> bool:

@@ -67,6 +67,7 @@ def _buckets(endpoint: str) -> str:
 
 def _remote(root: Path) -> dict[str, Any]:
     """Whether DVC's default remote can be listed."""
+    from botocore.exceptions import BotoCoreError, ClientError
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -78,11 +79,16 @@ def _remote(root: Path) -> dict[str, Any]:
                 return _finding(what, "ok", "not configured: outputs stay in this project's cache")
             remote = repo.cloud.get_remote_odb(name)
             bucket = remote.path.split("/")[0] if remote.fs.protocol == "s3" else remote.path
-            if not remote.fs.exists(bucket):
-                return _finding(what, "broken", f"{name}: {bucket} is not there", "make the bucket or folder")
+            remote.fs.ls(
+                bucket
+            )  # unlike `exists`, it tells a refusal and silence from a bucket that is not there
             return _finding(what, "ok", f"{name}: {remote.fs.unstrip_protocol(remote.path)}")
-    except (DvcException, OSError, ValueError) as error:
-        fix = f"`dvc remote list`; keys: {checks.TEAM}"
+    except FileNotFoundError:
+        return _finding(what, "broken", f"{name}: {bucket} is not there", "make the bucket or folder")
+    except PermissionError as error:
+        return _finding(what, "broken", f"{name}: the keys were refused: {error}", checks.TEAM)
+    except (DvcException, OSError, ValueError, BotoCoreError, ClientError) as error:
+        fix = f"`dvc remote list`; keys: {checks.TEAM}; servers: {checks.START}"
         return _finding(what, "broken", str(error).splitlines()[0], fix)
 
 
