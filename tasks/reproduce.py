@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,18 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from tasks.foreign_versions import demand_plain_version, read_recipe
+from tasks.foreign_versions import (
+    demand_own_source,
+    demand_own_student,
+    demand_plain_version,
+    read_recipe,
+)
 from tasks.project import OWN_PATHS, SHARED_PATHS, change_params, lay_out
 from tasks.recipe import COMPARED, FOLDER
-from tasks.registry import PROVENANCE_TAGS, version_by_alias
+from tasks.registry import PROVENANCE_TAGS, STUDENT_TAG, student_identity, version_by_alias
 from tasks.stage import finished, run_stage
 from tasks.tracking import connect, tracking_uri
-from vdmini_core.artifacts import code_version, digest_of, library_versions, sha256_file
+from vdmini_core.artifacts import code_version, digest_of, library_versions, sha256_file, tree_digests
 from vdmini_core.errors import VDMiniError
 from vdmini_core.params import load_params
 
@@ -62,7 +68,7 @@ def reproduce(
 
     The project lies in `.vdmini/reproduce/` of `root` and starts empty but for checkpoints of a killed
     attempt; no cache is asked, so that everything is computed again. It stops at the first stage that
-    differs: what follows rests on it.
+    differs: what follows rests on it. At the end the registered student is fetched and compared, too.
 
     Args:
         root: project folder: its tracking store is asked, its relative paths are meant.
@@ -89,10 +95,26 @@ def reproduce(
         listen(f"{stage}: {'different' if differences else f'{len(found)} files equal'}")
         if differences:
             break
+    if not differences:
+        differences = _against_the_registered(root, folder, version)
+        listen(f"the registered student: {'different' if differences else 'equal'}")
     result = Reproduction(name, number, tuple(differences), tuple(_remarks(recipe)), compared, folder)
     if result.equal:
         shutil.rmtree(folder)
     return result
+
+
+def _against_the_registered(root: Path, folder: Path, version: ModelVersion) -> list[str]:
+    """The recipe's hashes are told by a file on a server: what counts is the student that is served."""
+    if student_identity(folder) != version.tags.get(STUDENT_TAG):
+        return [f"the student and its metrics are not those of the tag {STUDENT_TAG}"]
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        back = mlflow.artifacts.download_artifacts(
+            demand_own_source(version), dst_path=place, tracking_uri=tracking_uri(root)
+        )
+        registered = tree_digests(demand_own_student(Path(back), version))
+    made = tree_digests(folder / "artifacts" / "distill" / "student")
+    return [f"registered student/{line}" for line in compare(registered, made)]
 
 
 def find_version(client: MlflowClient, uri: str) -> ModelVersion:

@@ -21,7 +21,7 @@ from tasks.promote import DECISION_TAG
 from tasks.recipe import FOLDER, write_recipe
 from tasks.register import RUNTIME
 from tasks.registry import PROVENANCE_TAGS, candidate_of
-from tasks.reproduce import reproduce
+from tasks.reproduce import _against_the_registered, reproduce
 from tasks.rescore import TAG
 from tasks.tracking import connect
 from tests.flows.conftest import environment, vdmini
@@ -151,6 +151,23 @@ def test_made_again_it_has_the_same_hashes(finished_project: Path) -> None:
     found = json.loads(done.stdout)
     assert found["equal"] and found["differences"] == [] and found["compared"] > 20
     assert not Path(found["folder"]).exists()
+
+
+def test_the_registered_student_itself_is_compared(finished_project: Path, tmp_path: Path) -> None:
+    """Whatever its recipe says: of another student, and of one whose files were changed on the server."""
+    client = connect(finished_project)
+    version = client.get_model_version_by_alias("vdmini-nano", "candidate")
+    root = tmp_path / "again"
+    for stage in ("distill", "evaluate"):
+        shutil.copytree(finished_project / "artifacts" / stage, root / "artifacts" / stage)
+    assert _against_the_registered(finished_project, root, version) == []
+    (root / "artifacts" / "distill" / "student" / "plan.json").write_text("{}")
+    (line,) = _against_the_registered(finished_project, root, version)
+    assert line.startswith("registered student/plan.json: ")
+    manifest = root / "artifacts" / "distill" / "manifest.json"
+    write_json(manifest, {**read_json(manifest), "outputs": {}})
+    (line,) = _against_the_registered(finished_project, root, version)
+    assert "not those of the tag vdmini.student" in line
 
 
 def test_another_hash_is_told_and_ends_it(finished_project: Path, tmp_path: Path) -> None:
