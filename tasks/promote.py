@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
@@ -22,7 +21,7 @@ from tasks.promotion_history import account, finish_begun, move_champion, now
 from tasks.registry import ROLLED_BACK_TAG, candidate_of, version_by_alias
 from tasks.registry_lock import Turn, turn_of
 from tasks.stage import StageJob, StageOutcome
-from tasks.tracking import connect, tracking_uri
+from tasks.tracking import connect, fetch_model
 from vdmini_core.artifacts import digest_of, write_json
 from vdmini_core.errors import VDMiniError
 from vdmini_core.params import PromoteParams, load_params
@@ -96,10 +95,8 @@ def _look_at_files(job: StageJob, client: MlflowClient, insisted: str | None) ->
     if not _decide(candidate, champion, params.promote, insisted).promoted:
         return ""
     with tempfile.TemporaryDirectory(dir=job.work) as folder:
-        back = mlflow.artifacts.download_artifacts(
-            demand_own_source(candidate), dst_path=folder, tracking_uri=tracking_uri(job.root)
-        )
-        demand_own_student(Path(back), candidate)
+        back = fetch_model(job.root, demand_own_source(candidate), Path(folder))
+        demand_own_student(back, candidate)
     return str(candidate.version)
 
 

@@ -40,7 +40,7 @@ from tasks.registry import (
 from tasks.registry_lock import turn_of
 from tasks.serving_signature import signature_of
 from tasks.stage import StageJob, StageOutcome, finished
-from tasks.tracking import MLflowMonitor, connect, tracking_uri
+from tasks.tracking import MLflowMonitor, connect, fetch_model, tracking_uri
 from vdmini_core.artifacts import tree_digests, write_json
 from vdmini_core.errors import VDMiniError
 
@@ -195,10 +195,7 @@ def _checked(job: StageJob, source: str) -> Checks:
     """Fetch the student back from where it was put, and see that it is whole, safe, and makes a video."""
     student = job.artifact("distill") / "student"
     with tempfile.TemporaryDirectory() as folder:
-        back = mlflow.artifacts.download_artifacts(
-            source, dst_path=folder, tracking_uri=tracking_uri(job.root)
-        )
-        copy = Path(back) / "artifacts" / student.name
+        copy = fetch_model(job.root, source, Path(folder)) / "artifacts" / student.name
         if tree_digests(copy) != tree_digests(student):
             return Checks(generates="the registered files are not those of artifacts/distill")
         return check_student(copy, device_of(job))

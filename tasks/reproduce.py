@@ -26,7 +26,7 @@ from tasks.project import OWN_PATHS, SHARED_PATHS, change_params, lay_out
 from tasks.recipe import COMPARED, FOLDER
 from tasks.registry import PROVENANCE_TAGS, STUDENT_TAG, student_identity, version_by_alias
 from tasks.stage import finished, run_stage
-from tasks.tracking import connect, tracking_uri
+from tasks.tracking import connect, fetch_model, tracking_uri
 from vdmini_core.artifacts import code_version, digest_of, library_versions, sha256_file, tree_digests
 from vdmini_core.errors import VDMiniError
 from vdmini_core.params import load_params
@@ -109,10 +109,8 @@ def _against_the_registered(root: Path, folder: Path, version: ModelVersion) -> 
     if student_identity(folder) != version.tags.get(STUDENT_TAG):
         return [f"the student and its metrics are not those of the tag {STUDENT_TAG}"]
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        back = mlflow.artifacts.download_artifacts(
-            demand_own_source(version), dst_path=place, tracking_uri=tracking_uri(root)
-        )
-        registered = tree_digests(demand_own_student(Path(back), version))
+        back = fetch_model(root, demand_own_source(version), Path(place))
+        registered = tree_digests(demand_own_student(back, version))
     made = tree_digests(folder / "artifacts" / "distill" / "student")
     return [f"registered student/{line}" for line in compare(registered, made)]
 

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import mlflow.artifacts
 from mlflow.entities import Metric, Param
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
@@ -26,7 +25,7 @@ from tasks.project import change_params
 from tasks.registry import EVIDENCE_TAG, PROVENANCE_TAGS
 from tasks.reproduce import fetch_recipe, find_version, lay_out_version
 from tasks.stage import finished, run_stage, stage_lock, stage_params
-from tasks.tracking import MLflowTracker, connect, tracking_uri
+from tasks.tracking import MLflowTracker, connect, fetch_model
 from vdmini_core.artifacts import read_json, sha256_file, staged_output, write_manifest
 from vdmini_core.data.splits import MINIMUM
 from vdmini_core.errors import DataError, ModelError, VDMiniError
@@ -203,11 +202,9 @@ def _bring_student(root: Path, folder: Path, version: ModelVersion) -> None:
     """The registered files, in the place of those that `distill` would make."""
     fetched = folder / "registered"
     shutil.rmtree(fetched, ignore_errors=True)
-    back = mlflow.artifacts.download_artifacts(
-        demand_own_source(version), dst_path=str(fetched), tracking_uri=tracking_uri(root)
-    )
+    back = fetch_model(root, demand_own_source(version), fetched)
     try:
-        student = demand_own_student(Path(back), version)
+        student = demand_own_student(back, version)
     except ModelError:
         shutil.rmtree(fetched)
         raise

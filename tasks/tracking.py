@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import mlflow.artifacts
 import psutil
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
@@ -64,6 +66,18 @@ def connect(root: Path) -> MlflowClient:
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         make_store(project_home(root) / "mlflow.db")
     return MlflowClient(tracking_uri(root))
+
+
+def fetch_model(root: Path, source: str, place: Path) -> Path:
+    """Bring the files of a logged model to a folder in `place`.
+
+    For `models:/ID` MLflow asks the store that is set for the process, whatever it is told: without this the
+    one of the working directory, which need not be the project's.
+    """
+    mlflow.set_tracking_uri(tracking_uri(root))
+    return Path(
+        mlflow.artifacts.download_artifacts(source, dst_path=str(place), tracking_uri=tracking_uri(root))
+    )
 
 
 def experiment_id(client: MlflowClient, root: Path) -> str:
