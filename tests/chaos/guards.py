@@ -180,7 +180,7 @@ GUARDS = (
           'if not all(is_plain_name(part) for part in name.split("/")):', "if False:",
           REGISTRY + "an_s3_key_that_leads_out_of_its_folder_is_refused"),
     call("files before promotion", "a pickle put into a registered version later", "tasks/promote.py",
-         "demand_own_student(Path(back), candidate)",
+         "demand_own_student(back, candidate)",
          REGISTRY + "files_that_changed_since_they_were_registered_are_not_promoted"),
     Guard("size of objects", "object of 2^60 bytes", "tasks/s3.py",
           "if size > (free := shutil.disk_usage(target.parent).free):", "free = 0\n    if False:",
