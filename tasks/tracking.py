@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import socket
 import sys
 import time
 import uuid
@@ -19,6 +20,8 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import mlflow
 import mlflow.artifacts
@@ -62,10 +65,26 @@ def tracking_uri(root: Path) -> str:
 
 
 def connect(root: Path) -> MlflowClient:
-    """A client for the project's tracking store and registry."""
+    """A client for the project's tracking store and registry; says so where a server has to be waited for."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         make_store(project_home(root) / "mlflow.db")
-    return MlflowClient(tracking_uri(root))
+    uri = tracking_uri(root)
+    if silent := _silent_server(uri):
+        sys.stderr.write(f"MLflow at {silent} does not answer: waiting for it, some minutes at most\n")
+    return MlflowClient(uri)
+
+
+def _silent_server(uri: str) -> str | None:
+    """Host and port (never the account) of a server at which nobody listens: MLflow itself says nothing."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.scheme in getproxies():
+        return None
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname, port), timeout=3).close()
+    except OSError:
+        return f"{parts.hostname}:{port}"
+    return None
 
 
 def fetch_model(root: Path, source: str, place: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,17 @@ def test_one_that_is_there_stays(tmp_path: Path) -> None:
     make_store(path)
     assert path.stat().st_ino == made
     assert {e.name for e in MlflowClient(f"sqlite:///{path}").search_experiments()} == {"Default", "mine"}
+
+
+def test_a_server_that_is_silent_is_waited_for_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tasks.tracking.getproxies", dict)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    connect(tmp_path)
+    said = capsys.readouterr().err
+    assert "MLflow at 127.0.0.1:9 does not answer" in said and "secret" not in said
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        connect(tmp_path)
+    assert capsys.readouterr().err == ""
