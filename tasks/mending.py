@@ -53,6 +53,7 @@ def mend(repo: Repo) -> list[str]:
         if folder.is_dir() and time.time() - folder.stat().st_mtime > FILLING_S:
             with suppress(OSError):
                 folder.rmdir()  # goes where it is empty
+                done.append("a folder of DVC's run cache was left empty by a kill: removed")
     return done
 
 

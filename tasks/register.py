@@ -7,8 +7,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,7 +38,7 @@ from tasks.registry import (
 )
 from tasks.registry_lock import turn_of
 from tasks.serving_signature import signature_of
-from tasks.stage import StageJob, StageOutcome, finished
+from tasks.stage import StageJob, StageOutcome, finished, temporary_files_in
 from tasks.tracking import MLflowMonitor, connect, fetch_model, tracking_uri
 from vdmini_core.artifacts import tree_digests, write_json
 from vdmini_core.errors import VDMiniError
@@ -53,18 +52,9 @@ RUNTIME = (
 
 def run(job: StageJob) -> StageOutcome:
     """Register the student once per identity; running again finds the version that is there."""
-    with _temporary_files_in(job.work):
+    # MLflow makes a whole copy of the model in the temporary folder.
+    with temporary_files_in(job.work):
         return _register(job)
-
-
-@contextmanager
-def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """MLflow makes a whole copy of the model in the temporary folder: in the scratch it goes after a kill."""
-    before, tempfile.tempdir = tempfile.tempdir, str(folder)
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
 
 
 def _register(job: StageJob) -> StageOutcome:
@@ -188,6 +178,8 @@ def _log_model(job: StageJob, run_id: str) -> str:
             signature=signature_of(student),
             model_config={"device": "auto", "dtype": "auto"},  # what is not named here cannot be overridden
         )
+    # MLflow has ended the run with the model; the stage goes on, and while it does a kill must find it open.
+    connect(job.root).update_run(run_id, status="RUNNING")
     return str(info.model_id)
 
 

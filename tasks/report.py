@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.stage import StageJob, StageOutcome
+from tasks.stage import StageJob, StageOutcome, temporary_files_in
 from vdmini_core.report.page import render_report
 from vdmini_core.report.tables import write_tables
 
@@ -10,7 +10,8 @@ from vdmini_core.report.tables import write_tables
 def run(job: StageJob) -> StageOutcome:
     """Render `artifacts/report/index.html`, one file that needs nothing beside it, and `tables/`."""
     settings = job.params.report
-    page = render_report(job.root / "artifacts", job.out, settings.title, settings.videos)
+    with temporary_files_in(job.work):
+        page = render_report(job.root / "artifacts", job.out, settings.title, settings.videos)
     write_tables(job.root / "artifacts", job.out / "tables")
     size = page.stat().st_size
     job.monitor.note(f"the report is one file of {size / 1e6:.1f} MB: artifacts/report/{page.name}")

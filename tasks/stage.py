@@ -13,6 +13,7 @@ import platform
 import random
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -277,6 +278,16 @@ def clear_finished(root: Path, stage: str) -> None:
 def _work_folder(root: Path, stage: str, inputs: dict[str, str], sections: dict[str, Any]) -> Path:
     key = digest_of({"stage": stage, "inputs": inputs, "params": sections, "code": code_version()})
     return root / ".vdmini" / "work" / stage / key[:16]
+
+
+@contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """What libraries put into the temporary folder lies in the scratch, and goes with it after a kill."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 _held: set[Path] = set()

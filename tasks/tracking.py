@@ -247,10 +247,16 @@ class MLflowTracker:
         )
         gone = [run.info.run_id for run in running if not is_alive(run.data.tags[PROCESS_TAG])]
         for run_id in gone:
-            drop_unregistered(self.client, self.experiment, run_id)
+            for each in (run_id, *self._registering(run_id)):
+                drop_unregistered(self.client, self.experiment, each)
             with redirect_stdout(sys.stderr):
                 self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
         return gone
+
+    def _registering(self, parent: str) -> list[str]:
+        """Runs of `register` below a run: MLflow ends them with the model, before there is a version."""
+        of = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' and tags.`vdmini.stage` = 'register'"
+        return [run.info.run_id for run in self.client.search_runs([self.experiment], of)]
 
     def close(self, run_id: str, ok: bool) -> None:
         """Mark a run as finished or failed."""

@@ -46,6 +46,43 @@ def test_runs_of_a_killed_process_are_closed_by_the_next_one(tmp_path: Path) -> 
     assert tracker.close_abandoned() == []
 
 
+KILLED_REGISTER = """
+import mlflow, os, signal, sys
+from pathlib import Path
+from tasks.tracking import MLflowTracker, tracking_uri
+mlflow.set_tracking_uri(tracking_uri(Path(sys.argv[1])))  # the one that is asked for `models:/ID`
+tracker = MLflowTracker(Path(sys.argv[1]), keep_open=True)
+with tracker("register", {"seed": 0}) as page:
+    models = [tracker.client.create_logged_model(tracker.experiment, f"m{n}", page.run_id) for n in (1, 2)]
+    for model in models:
+        tracker.client.finalize_logged_model(model.model_id, "READY")
+    tracker.client.create_registered_model("toy")
+    tracker.client.create_model_version("toy", f"models:/{models[0].model_id}", page.run_id)
+    tracker.client.set_terminated(page.run_id, "FINISHED")  # as MLflow does when it has logged a model
+    print(*[model.model_id for model in models], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_model_that_no_version_names_goes_though_its_run_has_ended(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_REGISTER, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    named, lost = done.stdout.split()
+    tracker = MLflowTracker(tmp_path)
+
+    def left() -> set[str]:
+        return {model.model_id for model in tracker.client.search_logged_models([tracker.experiment])}
+
+    assert left() == {named, lost}
+    tracker.open_parent("next")
+    assert left() == {named}
+
+
 def test_a_process_is_known_by_its_start_not_its_number() -> None:
     machine, pid, started = process_name().split(":")
     assert is_alive(f"{machine}:{pid}:{started}")

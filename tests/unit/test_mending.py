@@ -146,5 +146,6 @@ def test_an_empty_folder_of_the_run_cache_goes_a_full_one_stays(repo: Repo) -> N
     (full / "entry").touch()
     for folder in (empty, full):
         os.utime(folder, (time.time() - 60, time.time() - 60))
-    mend(repo)
+    (told,) = mend(repo)
+    assert "left empty by a kill" in told
     assert sorted(path.name for path in runs.iterdir()) == ["abd", "abe"] and (full / "entry").exists()
