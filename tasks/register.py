@@ -39,7 +39,7 @@ from tasks.registry import (
 from tasks.registry_lock import turn_of
 from tasks.serving_signature import signature_of
 from tasks.stage import StageJob, StageOutcome, finished, temporary_files_in
-from tasks.tracking import MLflowMonitor, connect, fetch_model, tracking_uri
+from tasks.tracking import MLflowMonitor, connect, fetch_model, store_of_the_process
 from vdmini_core.artifacts import tree_digests, write_json
 from vdmini_core.errors import VDMiniError
 
@@ -161,10 +161,10 @@ def _was_refused(version: ModelVersion) -> bool:
 
 
 def _log_model(job: StageJob, run_id: str) -> str:
-    mlflow.set_tracking_uri(tracking_uri(job.root))
     student = job.artifact("distill") / "student"
     with (
         tempfile.TemporaryDirectory() as folder,
+        store_of_the_process(job.root),
         redirect_stdout(sys.stderr),  # MLflow prints links to a server's pages; `--json` is alone there
         mlflow.start_run(run_id=run_id),
         without_hint_warning(),

@@ -90,13 +90,26 @@ def _silent_server(uri: str) -> str | None:
 def fetch_model(root: Path, source: str, place: Path) -> Path:
     """Bring the files of a logged model to a folder in `place`.
 
-    For `models:/ID` MLflow asks the store that is set for the process, whatever it is told: without this the
-    one of the working directory, which need not be the project's.
+    For `models:/ID` MLflow asks the store that is set for the process, whatever it is told.
     """
+    with store_of_the_process(root):
+        return Path(mlflow.artifacts.download_artifacts(source, dst_path=str(place)))
+
+
+@contextmanager
+def store_of_the_process(root: Path) -> Iterator[None]:
+    """Within, the project's store is the one that MLflow asks where no client is handed over.
+
+    Without it that is the one of the working directory, which need not be the project's. MLflow writes its
+    choice into the environment too, and would lead every later call, of whatever project, to this store:
+    so what was there before comes back.
+    """
+    before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(tracking_uri(root))
-    return Path(
-        mlflow.artifacts.download_artifacts(source, dst_path=str(place), tracking_uri=tracking_uri(root))
-    )
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 def experiment_id(client: MlflowClient, root: Path) -> str:

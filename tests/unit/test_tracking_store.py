@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from alembic import command
 from mlflow.tracking import MlflowClient
 
-from tasks.tracking import connect
+from tasks.tracking import connect, store_of_the_process, tracking_uri
 from tasks.tracking_store import make_store
 
 
@@ -57,3 +59,20 @@ def test_a_server_that_is_silent_is_waited_for_aloud(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{listening.getsockname()[1]}")
         connect(tmp_path)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("before", [None, "sqlite:///another.db"])
+def test_one_projects_store_does_not_become_that_of_the_next(
+    before: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow keeps what it was set to in the environment, where the next project's store is looked for."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if before:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", before)
+    expected, usual = tracking_uri(tmp_path / "one"), mlflow.get_tracking_uri()
+    with pytest.raises(KeyError), store_of_the_process(tmp_path / "one"):
+        assert mlflow.get_tracking_uri() == expected
+        raise KeyError
+    assert os.environ.get("MLFLOW_TRACKING_URI") == before
+    assert mlflow.get_tracking_uri() == usual
+    assert tracking_uri(tmp_path / "two") == (before or f"sqlite:///{tmp_path / 'two' / 'mlflow.db'}")
