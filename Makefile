@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # DVC stages call `vdmini`: the environment's own must be found first.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup style check test test-long faults chaos demo services services-stop bench audit sbom clean
+.PHONY: help setup style check test test-unit test-long faults chaos demo services services-stop bench audit sbom clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
 
@@ -31,9 +31,11 @@ check: setup  ## linter, formatter, types, the import law, parameters and pipeli
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.check_project
 
-test: setup  ## unit tests, then whole runs and real servers, two at a time, a core each
+test: setup  ## unit tests, whole runs and real servers, three processes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 -m "not long"
+
+test-unit: setup  ## the unit tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/chaos --numprocesses 2 -m "not long"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/flows tests/services --numprocesses 2 --dist loadfile -m "not long"
 
 test-long: setup  ## whole runs that `make test` leaves out
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m long

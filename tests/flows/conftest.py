@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from xdist.remote import Producer
-from xdist.scheduler import LoadFileScheduling
 
 from tasks.project import change_params, lay_out
 from tasks.versioning import init_repository
 
 VDMINI = Path(sys.executable).with_name("vdmini")
 SERVED = "VDMINI_TESTS_PREFECT"
-OF_FINISHED = ("test_compress.py", "test_registered.py", "test_kills.py", "test_two_runs.py")
 
 
 def make_project(folder: Path, *assignments: str) -> Path:
@@ -85,18 +82,6 @@ def dvc_status(root: Path) -> Any:
         check=True,
     )
     return json.loads(done.stdout)
-
-
-class ProjectScheduling(LoadFileScheduling):
-    """By file; all files that read the one finished project go to the worker that has made it."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        scope: str = super()._split_scope(nodeid)
-        return "finished_project" if scope.endswith(OF_FINISHED) else scope
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ProjectScheduling:
-    return ProjectScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -69,9 +69,10 @@ def test_the_other_driver_killed_and_started_again_gives_the_same_bytes(
 ) -> None:
     """SIGKILL of everything during `distill` of `dvc repro`; started again it ends with the same files.
 
-    The stages before are the flow's. `make chaos` has whole stories under both drivers.
+    The stages before are the flow's, and so is `evaluate`: with the same student there is nothing to measure
+    again. `make chaos` has whole stories under both drivers.
     """
-    other, anew = tmp_path / "repro", ("distill", "evaluate", "report")
+    other, anew = tmp_path / "repro", ("distill", "report")
     shutil.copytree(finished_project, other)
     for stage in anew:
         shutil.rmtree(other / "artifacts" / stage)
@@ -92,7 +93,7 @@ def test_the_other_driver_killed_and_started_again_gives_the_same_bytes(
     assert not (other / "artifacts" / "distill").exists()
     done = subprocess.run(again, cwd=other, env=environment(), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert all(f"Running stage '{stage}'" in done.stdout for stage in anew), done.stdout
+    assert {stage for stage in REPRODUCIBLE if f"Running stage '{stage}'" in done.stdout} == set(anew)
     assert hashes(other) == hashes(finished_project)
     assert not (other / ".vdmini" / "work" / "distill").exists()
     assert not [path for path in (other / "artifacts").iterdir() if path.name.startswith(".")]

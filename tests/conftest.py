@@ -1,0 +1,35 @@
+"""Who runs which file of tests, where several processes share them."""
+
+from __future__ import annotations
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
+
+WHOLE_RUNS = ("tests/flows/", "tests/services/")
+OF_FINISHED = ("test_compress.py", "test_registered.py", "test_kills.py", "test_two_runs.py")
+
+
+class FilesByKind(LoadFileScheduling):
+    """One worker begins with the unit tests, the others with whole runs; then all take what is left.
+
+    Whole runs wait for processes to start, and more of them at once than cores would starve each other: the
+    unit tests fill that time. Files that read the one finished project go to the worker that has made it.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        scope: str = super()._split_scope(nodeid)
+        return f"{WHOLE_RUNS[0]}finished_project" if scope.endswith(OF_FINISHED) else scope
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        for_runs = node is not self.nodes[0]
+        mine = (scope for scope in self.workqueue if scope.startswith(WHOLE_RUNS) == for_runs)
+        if (scope := next(mine, None)) is not None:
+            self.workqueue.move_to_end(scope, last=False)
+        super()._assign_work_unit(node)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesByKind:
+    """Whatever `--dist` says: fixtures of a file or of a project are made once that way."""
+    return FilesByKind(config, log)
