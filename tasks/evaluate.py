@@ -168,7 +168,7 @@ def _timing(job: StageJob, bench: Bench, real: ClipSource, seeds: list[int]) -> 
     parts = _timed_parts(bench, bench.inputs(real, slice(batch)), seeds[:batch])
     latency: dict[str, dict[str, float]] = {name: {} for name in MODELS}
     memory: dict[str, dict[str, int]] = {name: {} for name in MODELS}
-    details, speedup = {}, {}
+    details, speedup, speedup_range = {}, {}, {}
     evaluate = job.params.evaluate
     for part, call in track(parts.items(), "evaluate: timing", len(parts), "part"):
         functions = {name: partial(call, name) for name in MODELS}
@@ -180,11 +180,13 @@ def _timing(job: StageJob, bench: Bench, real: ClipSource, seeds: list[int]) -> 
                 memory[name][part] = peak_memory(functions[name], device=bench.device)
         details[part] = found["latency"]
         speedup[part] = found["speedup"]["recovered"]
+        speedup_range[part] = found["speedup_range"]["recovered"]
         for name in MODELS:
             latency[name][part] = found["latency"][name]["median_ms"]
     return {
         "latency_ms": latency,
         "speedup": speedup,
+        "speedup_range": speedup_range,
         "details": details,
         "peak_memory_bytes": memory,
         "peak_memory_kind": "CUDA allocator" if bench.device.startswith("cuda") else "resident",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from tasks.gate_quality import Change, costs, quality
+from tasks.gate_quality import Change, Speed, costs, quality
 from vdmini_core.errors import DataError
 from vdmini_core.metrics.passport import Passport, require_comparable
 from vdmini_core.params import PromoteParams, is_number
@@ -69,6 +69,7 @@ class Candidate:
         metrics: rows of `artifacts/evaluate/metrics.json`, intervals and costs included.
         speedup: the denoiser's speed-up over the teacher, None where not measured.
         timed: how that was measured (`registry.TIMED`): speed-ups of another device or size say nothing.
+        speedup_range: of the slowest and the fastest round; None where too few rounds were timed to tell.
         passport: measure (`fvd`, `content`, ...) -> how it was measured (`metrics.passport.Passport`).
         provenance: what it was made from and by; keys as in `PROVENANCE`.
         checks: of the registered files.
@@ -82,6 +83,7 @@ class Candidate:
     checks: Checks = Checks()
     rolled_back: str | None = None
     timed: Mapping[str, Any] = field(default_factory=dict)
+    speedup_range: tuple[float, float] | None = None
 
 
 def decide_promotion(candidate: Candidate, champion: Candidate | None, rules: PromoteParams) -> Decision:
@@ -246,9 +248,7 @@ def _check_gain(
     found = costs(
         row(candidate.metrics, "recovered"),
         row(champion.metrics, "recovered"),
-        (candidate.speedup, champion.speedup)
-        if same_teacher and not otherwise and not same_plan
-        else (None, None),
+        (_speed(candidate), _speed(champion)) if same_teacher and not otherwise and not same_plan else None,
         rules.min_gain,
     )
     changes = {change for change, _ in found}
@@ -266,6 +266,10 @@ def _check_gain(
             f"{rules.min_gain:.0%} in speed or size without a loss in the other: {said}; "
             f"{BETTER_STUDENT}; or measure on more clips (`evaluate.clips`), which narrows the intervals"
         )
+
+
+def _speed(version: Candidate) -> Speed:
+    return Speed(version.speedup, version.speedup_range)
 
 
 def _timed_otherwise(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

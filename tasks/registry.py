@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 from tasks.gate import Candidate, Checks
 from vdmini_core.artifacts import MANIFEST, digest_of, read_json, sha256_file
 from vdmini_core.errors import VDMiniError
+from vdmini_core.params import FEWEST_ROUNDS, is_number
 
 EVIDENCE_TAG = "vdmini.evidence"
 STUDENT_TAG = "vdmini.student"
@@ -100,8 +101,14 @@ def evidence(root: Path) -> dict[str, Any]:
         for row, values in rows.items()
     }
     speedup = timing.get("speedup", {}).get("unet")
-    timed = {key: timing[key] for key in TIMED if key in timing}
-    return {"metrics": kept, "speedup": speedup, "timed": timed, "passport": metrics.get("passport", {})}
+    rounds = timing.get("details", {}).get("unet", {}).get("recovered", {}).get("repeats", 0)
+    return {
+        "metrics": kept,
+        "speedup": speedup,
+        "speedup_range": timing.get("speedup_range", {}).get("unet") if rounds >= FEWEST_ROUNDS else None,
+        "timed": {key: timing[key] for key in TIMED if key in timing},
+        "passport": metrics.get("passport", {}),
+    }
 
 
 def candidate_of(version: ModelVersion) -> Candidate:
@@ -115,7 +122,14 @@ def candidate_of(version: ModelVersion) -> Candidate:
         Checks(tuple(checks["unsafe"]), checks["generates"]) if checks else Checks(),
         _tag(version, ROLLED_BACK_TAG).get("reason"),
         data.get("timed", {}),
+        _range(data.get("speedup_range")),
     )
+
+
+def _range(found: Any) -> tuple[float, float] | None:
+    if isinstance(found, list) and len(found) == 2 and all(map(is_number, found)):
+        return float(found[0]), float(found[1])
+    return None
 
 
 def _tag(version: ModelVersion, key: str) -> dict[str, Any]:

@@ -43,7 +43,9 @@ OLD = Candidate(candidate().metrics, 1.5, {"extractors": {}, "clips": 64}, MADE_
 
 def measured(low: float, high: float, speedup: float = 1.5, params: int = 1000, **facts: Any) -> Candidate:
     """A version with the interval of its fvd_real, the value in the middle."""
-    made = candidate((low + high) / 2, speedup=speedup)
+    made = replace(
+        candidate((low + high) / 2, speedup=speedup), speedup_range=(speedup - 0.03, speedup + 0.03)
+    )
     rows = {**made.metrics["recovered"], "fvd_real_low": low, "fvd_real_high": high, "params": params}
     return replace(made, metrics={**made.metrics, "recovered": rows}, **facts)
 
@@ -116,6 +118,13 @@ CHAMPION = replace(measured(9.0, 11.0), provenance=OLD_CUT)  # of another cut
         (measured(9.0, 11.0), False, "neither better nor worse"),
         (measured(9.0, 11.0, speedup=1.575), True, "equal within their intervals; speed-up 1.57x"),
         (measured(9.0, 11.0, speedup=1.57), False, "no gain of 5% in speed or size"),
+        (measured(9.0, 11.0, speedup=2.0, speedup_range=None), False, "fewer than 3 rounds timed"),
+        (
+            measured(9.0, 11.0, speedup=2.0, speedup_range=(1.53, 2.1)),
+            False,
+            "rounds from 1.53 to 2.1 and 1.47",
+        ),
+        (measured(9.0, 11.0, speedup=1.0, speedup_range=(0.9, 1.6), params=500), True, "not told apart"),
         (measured(9.0, 11.0, params=950), True, "950 parameters against 1,000"),
         (measured(9.0, 11.0, params=960), False, "no gain of 5%"),
         (measured(9.0, 11.0, speedup=1.8, params=1100), False, "without a loss in the other"),

@@ -64,7 +64,8 @@ def compare_latency(
 
     Returns:
         `latency`: name -> summary as of `measure_latency`; `speedup`: name -> median over the rounds of
-        reference time / own time (above 1 is faster than the reference).
+        reference time / own time (above 1 is faster than the reference); `speedup_range`: name -> lowest and
+        highest of these ratios. Two figures whose ranges overlap are not told apart by so few rounds.
     """
     base = next(iter(functions)) if reference is None else reference
     times: dict[str, list[float]] = {name: [] for name in functions}
@@ -73,11 +74,12 @@ def compare_latency(
             elapsed = _time_ms(fn, device)
             if turn >= warmup:
                 times[name].append(elapsed)
-    speedup = {
-        name: round(statistics.median(r / t for r, t in zip(times[base], own, strict=True)), 4)
-        for name, own in times.items()
+    ratios = {name: [r / t for r, t in zip(times[base], own, strict=True)] for name, own in times.items()}
+    return {
+        "latency": {name: _summary(own, warmup) for name, own in times.items()},
+        "speedup": {name: round(statistics.median(own), 4) for name, own in ratios.items()},
+        "speedup_range": {name: [round(min(own), 4), round(max(own), 4)] for name, own in ratios.items()},
     }
-    return {"latency": {name: _summary(own, warmup) for name, own in times.items()}, "speedup": speedup}
 
 
 def peak_memory(fn: Call, *, device: str = "cpu") -> int:

@@ -5,7 +5,13 @@ only these objects travel.
 """
 
 from vdmini_core.params.cutting import FIXED_RECIPES, Granularity, PlanParams, ProfileParams, PruneParams
-from vdmini_core.params.evidence import EvaluateParams, FvdParams, ReportParams, VBenchParams
+from vdmini_core.params.evidence import (
+    FEWEST_ROUNDS,
+    EvaluateParams,
+    FvdParams,
+    ReportParams,
+    VBenchParams,
+)
 from vdmini_core.params.material import (
     PrepareParams,
     SamplingParams,
@@ -21,6 +27,7 @@ from vdmini_core.params.section import BaseParams, Section
 from vdmini_core.params.whole import Params
 
 __all__ = [
+    "FEWEST_ROUNDS",
     "FIXED_RECIPES",
     "ROUND_TAGS",
     "BaseParams",

@@ -77,12 +77,19 @@ class VBenchParams(Section):
         return self
 
 
+FEWEST_ROUNDS = 3  # of timing that tell a difference from the machine's noise
+
+
 class EvaluateParams(Section):
     """Quality and speed of teacher, pruned and recovered."""
 
     clips: int = Field(24, ge=2, description="test clips")
     fvd: FvdParams = FvdParams()
-    latency_repeats: int = Field(3, ge=1)
+    latency_repeats: int = Field(
+        FEWEST_ROUNDS,
+        ge=1,
+        description="rounds of timing; with fewer than 3 no speed-up tells two plans apart",
+    )
     latency_warmup: int = Field(1, ge=0)
     latency_batch: int = Field(1, ge=1, description="clips per call when latency is measured")
     videos: int = Field(6, ge=0, description="clips written as side-by-side videos")

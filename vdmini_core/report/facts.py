@@ -129,6 +129,9 @@ def _speed(timing: dict[str, Any], part: str, label: str) -> Figure:
         return Figure("–", label, NOT_MEASURED)
     times = [value_of(timing, "latency_ms", row, part) for row in ("teacher", "recovered")]
     detail = " → ".join(f"{number(t)} ms" for t in times if t is not None)
+    rounds = (timing.get("speedup_range") or {}).get(part)
+    if isinstance(rounds, list) and len(rounds) == 2 and rounds[0] < rounds[1]:
+        detail += f"; rounds from {rounds[0]:.2f} to {rounds[1]:.2f}×"
     return Figure(f"{speedup:.2f}×", label, detail)
 
 

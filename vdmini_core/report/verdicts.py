@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from vdmini_core.params import FEWEST_ROUNDS
 from vdmini_core.report.facts import HIGHER_IS_BETTER, LABELS, PARTS, measures, number, start_of, value_of
 from vdmini_core.report.values import Interval, measured
-
-FEWEST_ROUNDS = 3  # of timing that tell a difference from the machine's noise
 
 
 @dataclass(frozen=True)
