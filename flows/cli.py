@@ -18,6 +18,7 @@ import typer
 from flows.cli_progressive import StepsOption, run_progressive
 from flows.cli_registry import (
     evaluate_registered_command,
+    gc_command,
     promote_command,
     reproduce_command,
     rollback_command,
@@ -445,6 +446,7 @@ _OWN_COMMANDS: dict[str, Callable[..., None]] = {
 for _name in STAGES:
     app.command(_name)(_OWN_COMMANDS.get(_name) or _stage_command(_name))
 app.command("rollback")(rollback_command)
+app.command("gc")(gc_command)
 app.command("reproduce")(reproduce_command)
 app.command("evaluate-registered")(evaluate_registered_command)
 app.add_typer(services_app, name="services")

@@ -1,4 +1,4 @@
-"""Commands about registered versions: `promote`, `rollback`, `reproduce`, `evaluate-registered`."""
+"""Commands about registered versions: `promote`, `rollback`, `reproduce`, `evaluate-registered`, `gc`."""
 
 from __future__ import annotations
 
@@ -135,3 +135,43 @@ def evaluate_registered_command(
     print_json(asdict(result)) if as_json else typer.echo(result.text)
     if result.verdict == "fell":
         raise typer.Exit(1)
+
+
+def gc_command(
+    cloud: Annotated[bool, typer.Option("--cloud", help="in the bucket as well")] = False,
+    remote: Annotated[str | None, typer.Option(help="DVC's remote; its default where not given")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="remove; without it nothing goes")] = False,
+    as_json: JsonOption = False,
+    root: RootOption = Path(),
+) -> None:
+    """Remove data that no workspace and no registered version rests on.
+
+    Without --yes it only says how much that is. What other projects have pushed to the same bucket goes too
+    unless a registered version rests on it; so does what only older commits of git name.
+    """
+    if remote is not None and not cloud:
+        raise typer.BadParameter("--remote: only with --cloud")
+    from flows import cli
+
+    with cli._pipeline_extra():
+        from flows.quiet import quiet_servers
+
+        quiet_servers()
+        from tasks.unused_data import collect_unused
+
+        found = collect_unused(root, cloud, remote, remove=yes)
+    if as_json:
+        facts = {**asdict(found), "kept_projects": [str(path) for path in found.kept_projects]}
+        print_json(facts | {"removed": yes})
+        return
+    names = ", ".join(found.kept_versions) or "no registered version"
+    typer.echo(f"kept: what {_folders(len(found.kept_projects))} now, and {names}")
+    size = f"{found.local_bytes / 2**20:,.1f} MiB"
+    bucket = f", {found.remote} in the bucket" if cloud else ""
+    typer.echo(f"{'removed' if yes else 'not in use'}: {found.local} files in the cache ({size}){bucket}")
+    if not yes and found.local + found.remote:
+        typer.echo("to remove them: the same command with --yes")
+
+
+def _folders(count: int) -> str:
+    return "the project uses" if count == 1 else f"the project and {count - 1} workspace(s) use"

@@ -53,7 +53,7 @@ RUNTIME = (
 def run(job: StageJob) -> StageOutcome:
     """Register the student once per identity; running again finds the version that is there."""
     # MLflow makes a whole copy of the model in the temporary folder.
-    with temporary_files_in(job.work):
+    with temporary_files_in(job.work), store_of_the_process(job.root):  # a version's source is `models:/ID`
         return _register(job)
 
 
@@ -164,7 +164,6 @@ def _log_model(job: StageJob, run_id: str) -> str:
     student = job.artifact("distill") / "student"
     with (
         tempfile.TemporaryDirectory() as folder,
-        store_of_the_process(job.root),
         redirect_stdout(sys.stderr),  # MLflow prints links to a server's pages; `--json` is alone there
         mlflow.start_run(run_id=run_id),
         without_hint_warning(),

@@ -38,7 +38,7 @@ class Versions:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         logging.getLogger("dvc").setLevel(logging.ERROR)
-        with _told_plainly("open the DVC repository"):
+        with told_plainly("open the DVC repository"):
             self.repo = Repo(str(self.root))
             for line in mend(self.repo):
                 sys.stderr.write(f"{line}\n")
@@ -75,12 +75,12 @@ class Versions:
         Raises:
             ProjectBusy: where another process of DVC works on them.
         """
-        with _told_plainly(f"work on `{stage}`"), self.repo.lock:
+        with told_plainly(f"work on `{stage}`"), self.repo.lock:
             item = self._load(stage)
             read, write = ([each.fs_path for each in paths] for paths in (item.deps, item.outs))
         hardlink = self.repo.config["core"].get("hardlink_lock", False)
         with ExitStack() as held:
-            with _told_plainly(f"work on `{stage}`"):
+            with told_plainly(f"work on `{stage}`"):
                 held.enter_context(
                     rwlock(self.repo.tmp_dir, self.repo.fs, " ".join(sys.argv), read, write, hardlink)
                 )
@@ -89,7 +89,7 @@ class Versions:
     @contextmanager
     def _at_home(self, doing: str) -> Iterator[None]:
         # DVC's run cache reads "dvc.yaml" against the current directory, wherever the repository is.
-        with chdir(self.root), _told_plainly(doing):
+        with chdir(self.root), told_plainly(doing):
             yield
 
     def _load(self, stage: str) -> Any:
@@ -98,7 +98,8 @@ class Versions:
 
 
 @contextmanager
-def _told_plainly(doing: str) -> Iterator[None]:
+def told_plainly(doing: str) -> Iterator[None]:
+    """DVC's errors in our words; `doing` completes "DVC could not"."""
     try:
         yield
     except LockError as error:
@@ -110,8 +111,9 @@ def _told_plainly(doing: str) -> Iterator[None]:
     except (DvcException, OSError, UnicodeError) as error:
         if plain := storage_error(error):
             raise plain from None
+        told = ": ".join(str(each) for each in (error, error.__cause__) if each)
         raise VDMiniError(
-            f"DVC could not {doing}", found=str(error), fix="`dvc status` and `vdmini doctor` say more"
+            f"DVC could not {doing}", found=told, fix="`dvc status` and `vdmini doctor` say more"
         ) from None
 
 
@@ -129,21 +131,22 @@ def init_repository(root: Path, shared_cache: Path | None = None) -> None:
         return
     with_git = shared_cache is None and (root / ".git").exists()
     logging.getLogger("dvc").setLevel(logging.ERROR)  # it logs to standard output, which is for `--json`
-    with _told_plainly("lay out the DVC repository"):
+    with told_plainly("lay out the DVC repository"):
         if with_git:
-            _configure(Repo.init(str(root)), shared_cache)
+            configure(Repo.init(str(root)), shared_cache)
             return
         # Beside its place: half a `.dvc`, left by a kill, would be taken for a whole one.
         temporary = root / f".dvc.{os.getpid()}.tmp"
         temporary.mkdir()
         try:
-            _configure(Repo.init(str(temporary), no_scm=True), shared_cache)
+            configure(Repo.init(str(temporary), no_scm=True), shared_cache)
             (temporary / ".dvc").rename(root / ".dvc")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _configure(repo: Repo, shared_cache: Path | None) -> None:
+def configure(repo: Repo, shared_cache: Path | None) -> None:
+    """Settings of a new repository: nothing is reported; the cache is another project's where named."""
     with repo.config.edit() as config:
         config["core"]["analytics"] = False
         if shared_cache is not None:

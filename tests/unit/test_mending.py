@@ -52,7 +52,7 @@ def test_a_repository_is_laid_out_whole_or_not_at_all(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.versioning._configure", full)
+        patch.setattr("tasks.versioning.configure", full)
         with pytest.raises(VDMiniError, match="the disk is full"):
             init_repository(tmp_path)
     assert list(tmp_path.iterdir()) == []
