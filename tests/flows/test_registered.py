@@ -25,9 +25,8 @@ from tasks.reproduce import _against_the_registered, reproduce
 from tasks.rescore import TAG
 from tasks.tracking import connect
 from tests.flows.conftest import environment, vdmini
-from tests.services.serving import free_port, post, server
+from tests.services.serving import frames_of, videos_served
 from vdmini_core.artifacts import read_json, write_json
-from vdmini_core.data.video import read_video
 from vdmini_core.errors import VDMiniError
 
 pytestmark = pytest.mark.services
@@ -44,11 +43,6 @@ def png() -> str:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def frames_of(mp4: str, path: Path) -> tuple[int, ...]:
-    path.write_bytes(base64.b64decode(mp4))
-    return read_video(path)[0].shape
 
 
 def test_a_version_carries_where_it_comes_from_and_what_was_checked(finished_project: Path) -> None:
@@ -134,16 +128,10 @@ def test_a_fresh_process_needs_the_listed_requirements_and_all_of_them(
 
 
 def test_it_answers_a_posted_image_with_a_video_that_plays(finished_project: Path, tmp_path: Path) -> None:
-    port = free_port()
-    command = [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "-m", URI]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    url = f"http://127.0.0.1:{port}"
-    with server(command, f"{url}/health", tmp_path, MLFLOW_TRACKING_URI=tracking(finished_project)):
-        rows = [{"image": png(), "seed": 1}, {"image": png(), "seed": 2}]
-        answer = post(f"{url}/invocations", {"dataframe_records": rows})
-        first, second = (row["video"] for row in answer["predictions"])  # type: ignore[call-overload]
-        assert frames_of(first, tmp_path / "v.mp4") == (4, 32, 32, 3)
-        assert first != second
+    rows = [{"image": png(), "seed": 1}, {"image": png(), "seed": 2}]
+    first, second = videos_served(URI, tracking(finished_project), tmp_path, rows)
+    assert frames_of(first, tmp_path / "v.mp4") == (4, 32, 32, 3)
+    assert first != second
 
 
 def test_made_again_it_has_the_same_hashes(finished_project: Path) -> None:

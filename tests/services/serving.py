@@ -1,17 +1,21 @@
-"""A server process for one test."""
+"""A server process for one test, and what a served model answers."""
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.flows.conftest import environment
+from vdmini_core.data.video import read_video
 
 
 def free_port() -> int:
@@ -48,3 +52,19 @@ def post(url: str, data: dict) -> list[dict]:
     request = urllib.request.Request(url, json.dumps(data).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
+
+
+def videos_served(uri: str, store: str, folder: Path, rows: list[dict[str, Any]]) -> list[str]:
+    """What `mlflow models serve` answers to posted rows: a video each, base64."""
+    url = f"http://127.0.0.1:{free_port()}"
+    command = [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "-m", uri]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", url.rsplit(":", 1)[1]]
+    with server(command, f"{url}/health", folder, MLFLOW_TRACKING_URI=store):
+        answer: Any = post(f"{url}/invocations", {"dataframe_records": rows})
+    return [row["video"] for row in answer["predictions"]]
+
+
+def frames_of(mp4: str, path: Path) -> tuple[int, ...]:
+    """Shape of a posted video, read as any player reads it."""
+    path.write_bytes(base64.b64decode(mp4))
+    return read_video(path)[0].shape
