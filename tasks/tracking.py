@@ -109,7 +109,9 @@ def store_of_the_process(root: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)  # nothing set: MLflow reads the environment again
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def experiment_id(client: MlflowClient, root: Path) -> str:

@@ -128,7 +128,9 @@ def test_a_text_model_says_what_it_starts_from(teacher: Path, tmp_path: Path, gi
 def test_a_served_model_answers_prompts(served: VideoStudent) -> None:
     one = served.predict(None, TEXT, {"seed": 3})
     assert one.shape == (4, 32, 32, 3) and one.dtype == np.uint8
-    assert np.array_equal(served.predict(None, [TEXT, "A red disc."], {"seed": 3})[0], one)
+    same, other = served.predict(None, [TEXT, "A red disc."], {"seed": 3}).astype(int)
+    # beside another it is the same but for rounding: some CPUs add up a batch of two in another order
+    assert np.abs(same - one).max() <= 1 < np.abs(other - one).max()
     table = pd.DataFrame({"prompt": [TEXT, "A red disc."], "seed": [3, 4]})
     answers = served.predict(None, table)
     assert [base64.b64decode(answer["video"])[4:8] for answer in answers] == [b"ftyp"] * 2

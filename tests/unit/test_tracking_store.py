@@ -67,6 +67,7 @@ def test_one_projects_store_does_not_become_that_of_the_next(
 ) -> None:
     """MLflow keeps what it was set to in the environment, where the next project's store is looked for."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    mlflow.set_tracking_uri(None)  # as in a process in which nobody has set it
     if before:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", before)
     expected, usual = tracking_uri(tmp_path / "one"), mlflow.get_tracking_uri()
