@@ -9,12 +9,16 @@ from typing import Annotated
 
 import typer
 
+from flows.cli_project import (
+    ProfileOption,
+    RootOption,
+    SetOption,
+    WorkspaceOption,
+    pipeline_extra,
+    project_folder,
+    run_one,
+)
 from vdmini_core.printing import JsonOption, print_json
-
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="edit params.yaml")]
-ProfileOption = Annotated[str | None, typer.Option(help="start from a ready parameter set")]
-WorkspaceOption = Annotated[str | None, typer.Option(help="run in workspaces/NAME")]
-RootOption = Annotated[Path, typer.Option("--root", help="project folder", exists=True, file_okay=False)]
 
 
 def promote_command(
@@ -37,14 +41,12 @@ def promote_command(
         raise typer.BadParameter("--force needs --reason TEXT: it is kept with the version")
     if reason is not None and not force:
         raise typer.BadParameter("--reason: only with --force")
-    from flows import cli
-
-    with cli._pipeline_extra():
+    with pipeline_extra():
         from tasks.promote import insisting
 
-        folder = cli._project(root, workspace, profile, None, assignments)
+        folder = project_folder(root, workspace, profile, None, assignments)
         with insisting(reason) if reason else nullcontext():
-            cli._run_one("promote", folder, True, as_json)  # asked for: it answers each time
+            run_one("promote", folder, True, as_json)  # asked for: it answers each time
 
 
 def rollback_command(
@@ -54,15 +56,13 @@ def rollback_command(
     root: RootOption = Path(),
 ) -> None:
     """The version before becomes champion again; a second rollback takes the first one back."""
-    from flows import cli
-
-    with cli._pipeline_extra():
+    with pipeline_extra():
         from flows.notices import notify
         from tasks.rollback import roll_back
         from tasks.tracking import connect
         from vdmini_core.params import load_params
 
-        folder = cli._project(root, workspace, None, None, None)
+        folder = project_folder(root, workspace, None, None, None)
         params = load_params(folder / "params.yaml")
         name, alias = params.register_.name, params.promote.alias
         move = roll_back(connect(folder), name, alias, reason)
@@ -84,12 +84,10 @@ def reproduce_command(
     root: RootOption = Path(),
 ) -> None:
     """Make a registered version again and compare its hashes; exits 1 where they differ."""
-    from flows import cli
-
-    with cli._pipeline_extra():
+    with pipeline_extra():
         from tasks.reproduce import reproduce
 
-        folder = cli._project(root, workspace, None, None, None)
+        folder = project_folder(root, workspace, None, None, None)
         found = reproduce(folder, uri, videos=videos, listen=lambda line: typer.echo(line, err=as_json))
     if as_json:
         print_json(asdict(found) | {"equal": found.equal, "folder": str(found.folder)})
@@ -118,9 +116,7 @@ def evaluate_registered_command(
     root: RootOption = Path(),
 ) -> None:
     """Measure a registered version on data it has not seen; exits 1 where it got worse than recorded."""
-    from flows import cli
-
-    with cli._pipeline_extra():
+    with pipeline_extra():
         from flows.notices import quality_fell
         from flows.quiet import quiet_servers
 
@@ -128,7 +124,7 @@ def evaluate_registered_command(
         from tasks.rescore import rescore
         from vdmini_core.params import load_params
 
-        folder = cli._project(root, workspace, None, None, None)
+        folder = project_folder(root, workspace, None, None, None)
         params = load_params(folder / "params.yaml")
         address = uri or f"models:/{params.register_.name}@{params.promote.alias}"
         result = rescore(folder, address, week=week, videos=videos, force=force, tell=quality_fell)
@@ -151,9 +147,7 @@ def gc_command(
     """
     if remote is not None and not cloud:
         raise typer.BadParameter("--remote: only with --cloud")
-    from flows import cli
-
-    with cli._pipeline_extra():
+    with pipeline_extra():
         from flows.quiet import quiet_servers
 
         quiet_servers()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from flows.cli import _project
+from flows.cli_project import project_folder
 from flows.execution import check_hashable, check_outside_inputs
 from tasks.project import change_params, lay_out, parse_assignment, workspace_folder
 from tasks.versioning import init_repository
@@ -63,7 +63,7 @@ def test_a_bad_change_changes_nothing(project: Path) -> None:
 
 def test_a_bad_change_leaves_no_new_workspace_and_spares_an_old_one(project: Path) -> None:
     def change(assignment: str) -> Path:
-        return _project(project, "try", None, None, [assignment])
+        return project_folder(project, "try", None, None, [assignment])
 
     with pytest.raises(ParamsError, match=r"plan\.vae_decoder"):
         change("plan.vae_decoder=papr")
