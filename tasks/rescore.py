@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +18,13 @@ from typing import Any, Literal
 from mlflow.entities import Metric, Param
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
+from pydantic import TypeAdapter, ValidationError
 
 from tasks.foreign_versions import demand_own_source, demand_own_student
 from tasks.fresh_data import new_videos, seed_of, this_week
+from tasks.gate import row
 from tasks.project import change_params
-from tasks.registry import EVIDENCE_TAG, PROVENANCE_TAGS
+from tasks.registry import EVIDENCE_TAG, PROVENANCE_TAGS, candidate_of
 from tasks.reproduce import fetch_recipe, find_version, lay_out_version
 from tasks.stage import finished, run_stage, stage_lock, stage_params
 from tasks.tracking import MLflowTracker, connect, fetch_model
@@ -126,8 +128,8 @@ def rescore(
     home = root / ".vdmini" / "rescore"
     with stage_lock(home):
         version = find_version(client, uri)
-        if not force and (told := version.tags.get(TAG + week)):
-            return Rescore(**json.loads(told))
+        if not force and (told := _told(version.tags.get(TAG + week))) is not None:
+            return told
         folder = home / f"{version.name}-{version.version}-{week}"
         _lay_out(root, client, folder, version, videos)
         _prepare(folder, seed)
@@ -139,6 +141,14 @@ def rescore(
         shutil.rmtree(folder)
     tell(result)
     return result
+
+
+def _told(tag: str | None) -> Rescore | None:
+    """A week's result; None where there is none, or a tag that this module did not write."""
+    try:
+        return TypeAdapter(Rescore).validate_json(tag or "", strict=True)
+    except ValidationError:
+        return None
 
 
 def _lay_out(
@@ -219,18 +229,27 @@ def _compare(folder: Path, version: ModelVersion, week: str) -> Rescore:
     """Hold the fresh figures against the recorded ones.
 
     Raises:
-        DataError: where they were measured differently: other passports but for the clips themselves.
+        DataError: where they were measured differently: other passports but for the clips themselves; and
+            for a version without a distance to hold them against.
     """
-    then = json.loads(version.tags[EVIDENCE_TAG])
+    then = candidate_of(version)
+    theirs = row(then.metrics, "recovered")
+    if not is_number(theirs.get(MEASURE)):
+        raise DataError(
+            f"version {version.version} of `{version.name}` has no recorded {MEASURE}",
+            expected=f"a number in its tag {EVIDENCE_TAG}",
+            found=repr(theirs.get(MEASURE))[:80],
+            fix="`vdmini register --force` in the project that made it, or look who changed its tags",
+        )
     now = read_json(folder / "artifacts" / "evaluate" / "metrics.json")
-    old = Passport.from_json(then["passport"].get("fvd"), "the version's passport")
+    old = Passport.from_json(then.passport.get("fvd"), "the version's passport")
     new = Passport.from_json(now["passport"]["fvd"])
     # Other clips are the point; all else must be equal.
     alike = replace(new, real=replace(new.real, data=old.real.data))
     require_comparable(alike, old, names=("fresh clips", "the recorded score"))
     if new.real.data == old.real.data:
         raise DataError("these clips are those it was registered with", expected="fresh ones", found=week)
-    ours, theirs = now["recovered"], then["metrics"]["recovered"]
+    ours = now["recovered"]
     low, high = _bounds(theirs)
     rules = load_params(folder / "params.yaml").promote
     return Rescore(
@@ -249,8 +268,8 @@ def _compare(folder: Path, version: ModelVersion, week: str) -> Rescore:
     )
 
 
-def _bounds(row: dict[str, Any]) -> tuple[float | None, float | None]:
-    low, high = row.get(f"{MEASURE}_low"), row.get(f"{MEASURE}_high")
+def _bounds(figures: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    low, high = figures.get(f"{MEASURE}_low"), figures.get(f"{MEASURE}_high")
     return (low, high) if is_number(low) and is_number(high) else (None, None)
 
 

@@ -124,6 +124,13 @@ def test_what_is_refused_leaves_nothing_behind(server: str) -> None:
     assert kept() == []
 
 
+def test_an_answer_without_end_is_given_up(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vdmini_core.metrics.weights_source.MAX_BYTES", len(CONTENT) - 1)
+    with pytest.raises(DataError, match="the weights do not end"):
+        locate(f"{server}/w.pt", DIGEST)
+    assert kept() == []
+
+
 def test_a_server_that_cannot_prove_who_it_is_is_refused(
     server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

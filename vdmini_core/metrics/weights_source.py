@@ -21,6 +21,9 @@ from vdmini_core.foreign import demand_header, demand_held, demand_stored
 from vdmini_core.progress import progress_bar
 
 TIMEOUT_S = 60.0
+MAX_BYTES = (
+    16 * 2**30
+)  # several times the largest metric network: an answer without end fills the disk otherwise
 
 
 def locate(location: str | Path, sha256: str | None = None) -> Path:
@@ -118,6 +121,13 @@ def _download(address: str, target: Path) -> None:
             while block := answer.read(2**20):
                 file.write(block)
                 bar.update(len(block))
+                if file.tell() > MAX_BYTES:
+                    raise DataError(
+                        "the weights do not end",
+                        expected=f"at most {MAX_BYTES / 2**30:.0f} GiB",
+                        found=f"{address}: more",
+                        fix="download the file yourself and give its path, where it is right",
+                    )
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
