@@ -15,14 +15,12 @@ import psutil
 
 def make_store(path: Path) -> None:
     """Make the store beside `path` and put it there in one step; one that is there stays."""
+    _sweep(path)
     if path.exists():
         return
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # heavy, and a server needs none
 
-    for old in path.parent.glob(f".{path.name}.*.tmp*"):  # of killed processes, with SQLite's journals
-        if not psutil.pid_exists(int(old.name.removeprefix(f".{path.name}.").split(".")[0])):
-            old.unlink(missing_ok=True)
     # A name of its own each time: MLflow keeps connections by it, also to a file that is gone.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -31,6 +29,13 @@ def make_store(path: Path) -> None:
     finally:
         for left in path.parent.glob(f"{temporary.name}*"):
             left.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes began, with SQLite's journals; one may have died with the store in place."""
+    for old in path.parent.glob(f".{path.name}.*.tmp*"):
+        if not psutil.pid_exists(int(old.name.removeprefix(f".{path.name}.").split(".")[0])):
+            old.unlink(missing_ok=True)
 
 
 def _put(temporary: Path, path: Path) -> None:

@@ -42,7 +42,12 @@ def test_one_that_is_there_stays(tmp_path: Path) -> None:
     make_store(path)
     MlflowClient(f"sqlite:///{path}").create_experiment("mine")
     made = path.stat().st_ino
+    left = (
+        tmp_path / ".mlflow.db.999999999.0a.tmp"
+    )  # of one that was killed when the store stood in its place
+    left.write_text("whole")
     make_store(path)
+    assert not left.exists()
     assert path.stat().st_ino == made
     assert {e.name for e in MlflowClient(f"sqlite:///{path}").search_experiments()} == {"Default", "mine"}
 
