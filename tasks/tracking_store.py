@@ -32,7 +32,7 @@ def make_store(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed processes began, with SQLite's journals; one may have died with the store in place."""
+    """Remove what killed processes left, with SQLite's journals; the store may be in place already."""
     for old in path.parent.glob(f".{path.name}.*.tmp*"):
         if not psutil.pid_exists(int(old.name.removeprefix(f".{path.name}.").split(".")[0])):
             old.unlink(missing_ok=True)
