@@ -31,8 +31,8 @@ check: setup  ## linter, formatter, types, the import law, parameters and pipeli
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.check_project
 
-test: setup  ## unit tests, whole runs and real servers, three processes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 -m "not long"
+test: setup  ## unit tests, whole runs and real servers, two processes, a core each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "not long"
 
 test-unit: setup  ## the unit tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/chaos --numprocesses 2 -m "not long"

@@ -14,8 +14,9 @@ OF_FINISHED = ("test_compress.py", "test_registered.py", "test_kills.py", "test_
 class FilesByKind(LoadFileScheduling):
     """One worker begins with the unit tests, the others with whole runs; then all take what is left.
 
-    Whole runs wait for processes to start, and more of them at once than cores would starve each other: the
-    unit tests fill that time. Files that read the one finished project go to the worker that has made it.
+    Whole runs start many processes and wait for them: two at once on two cores starve each other (Ray gives
+    up nodes that do not answer in time), beside unit tests they do not. Files that read the one finished
+    project go to the worker that has made it.
     """
 
     def _split_scope(self, nodeid: str) -> str:
