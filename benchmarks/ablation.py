@@ -237,7 +237,7 @@ def verdicts(table: str, rows: list[dict[str, Any]], pruned: float) -> dict[str,
 
 
 def chart(rows: list[dict[str, Any]], path: Path) -> None:
-    """A dot a seed, a line at the mean: whole, content and motion."""
+    """A dot a seed with its interval over clips, a line at the mean: whole, content and motion."""
     titles = {"fvd": "whole clip", "content": "content", "motion": "motion"}
     with house_style():
         figure = Figure(figsize=(11, 2.8), layout="constrained")
@@ -245,10 +245,16 @@ def chart(rows: list[dict[str, Any]], path: Path) -> None:
             for place, (name, values) in enumerate(means(rows, key).items()):
                 colour = COLOURS.get(name, PALETTE["total"])
                 axes.plot([place] * len(values), values, "o", ms=5, color=colour, alpha=0.8)
+                mine = [row for row in rows if row["name"] == name]
+                for row in mine:
+                    at = place + 0.06 * (mine.index(row) - (len(mine) - 1) / 2)
+                    axes.plot(
+                        [at] * 2, [row[f"{key}_low"], row[f"{key}_high"]], color=colour, lw=1, alpha=0.6
+                    )
                 axes.plot([place - 0.25, place + 0.25], [np.mean(values)] * 2, color=colour, lw=2)
             names = list(means(rows, key))
             axes.set_xticks(range(len(names)), [name.replace(" + ", "\n+ ") for name in names])
-            axes.set_ylim(0)
+            axes.set_ylim(0, 1.05 * max(row[f"{key}_high"] for row in rows))
             axes.set_title(f"{title}: distance to the teacher")
         save(figure, path)
 
