@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import torch
 
+from tasks.loss_curve import LossCurve
 from tasks.recovery_watch import HISTORY
 from vdmini_core.artifacts import digest_of, read_json, write_json
 from vdmini_core.distillation.guards import History
@@ -33,11 +34,14 @@ class Outbox:
 
     Args:
         work: the stage's scratch folder, by which workers of one run know their own.
+
+    Attributes:
+        folder: this worker's temporary one.
     """
 
     def __init__(self, work: Path) -> None:
         clear_outboxes(work)
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{_prefix(work)}{os.getpid()}-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_prefix(work)}{os.getpid()}-"))
         self._sent: Path | None = None
 
     def send(
@@ -63,7 +67,7 @@ class Outbox:
         if fill is None:
             train.report(metrics, checkpoint_upload_mode=mode)
             return
-        folder = self._folder / name
+        folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         fill(folder)
@@ -88,7 +92,7 @@ class Outbox:
     def close(self) -> None:
         """Wait, and remove the temporary folder."""
         self.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def clear_outboxes(work: Path) -> None:
@@ -104,7 +108,7 @@ def _prefix(work: Path) -> str:
 
 def save_checkpoint(
     state: dict[str, Any],
-    rows: list[dict[str, Any]],
+    curve: LossCurve,
     folder: Path,
     history: History,
     more: dict[str, int] | None = None,
@@ -114,7 +118,7 @@ def save_checkpoint(
     `more`: sizes of other files that belong to the checkpoint.
     """
     torch.save(state, folder / STATE)
-    (folder / LOSSES).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    curve.copy_to(folder / LOSSES)
     write_json(folder / HISTORY, history.to_dict())
     sizes = {name: (folder / name).stat().st_size for name in (STATE, LOSSES, HISTORY)}
     write_json(folder / COMPLETE, {"step": state["step"], "sizes": {**sizes, **(more or {})}})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 
+from tasks.loss_curve import LossCurve
 from tasks.recovery_checkpoints import load_state, save_checkpoint
 from vdmini_core.distillation.depth import load_recovered
 from vdmini_core.distillation.guards import History
@@ -18,9 +18,7 @@ from vdmini_core.params import DistillParams
 SHARDS = "shards"
 
 
-def write_parts(
-    recovery: RecoveryStep, rows: list[dict[str, Any]], rank: int, history: History, folder: Path
-) -> None:
+def write_parts(recovery: RecoveryStep, curve: LossCurve, rank: int, history: History, folder: Path) -> None:
     """Write this worker's parts; all workers call it.
 
     The list of sizes that makes a checkpoint complete names the files of all workers: a folder that lacks
@@ -32,7 +30,7 @@ def write_parts(
     dist.all_gather_object(everyone, sizes)
     if rank == 0:
         parts = {name: count for each in everyone for name, count in each.items()}
-        save_checkpoint(rest, rows, folder, history, parts)
+        save_checkpoint(rest, curve, folder, history, parts)
 
 
 def restore(recovery: RecoveryStep, folder: Path) -> None:

@@ -19,12 +19,12 @@ from ray.train.torch import get_device
 from torch.distributed.device_mesh import DeviceMesh
 
 from tasks.encoding import EncodeSpec, recovery_source
+from tasks.loss_curve import LossCurve
 from tasks.recovery_checkpoints import (
     LOSSES,
     Outbox,
     is_complete,
     newest_checkpoint,
-    read_rows,
     save_checkpoint,
 )
 from tasks.recovery_stop import Notice, Notices, learning
@@ -133,12 +133,13 @@ def attempt(spec: RecoverySpec, place: Place, broken: History | None) -> History
         NodeDrained: where Ray is to start the workers elsewhere.
     """
     recovery, batches = build(spec, place.device, place.notices.average, place.mesh)
-    rows, history = resume(recovery, spec, broken)
+    curve = LossCurve(place.outbox.folder / LOSSES)
+    history = resume(recovery, spec, curve, broken)
     if place.rank == 0 and broken is None:
         with (Path(spec.work) / STARTS).open("a", encoding="utf-8") as starts:
             starts.write(json.dumps({"step": recovery.step_count}) + "\n")
     try:
-        train_loop(recovery, batches, rows, spec, place, history)
+        train_loop(recovery, batches, curve, spec, place, history)
     except TrainingError as error:
         history.roll_back(error, recovery.step_count + 1, recovery.params)
         return history
@@ -192,7 +193,7 @@ def build(
 def train_loop(
     recovery: RecoveryStep,
     batches: RecoveryBatches,
-    rows: list[dict[str, Any]],
+    curve: LossCurve,
     spec: RecoverySpec,
     place: Place,
     history: History,
@@ -207,7 +208,7 @@ def train_loop(
     live = work / LOSSES if place.rank == 0 else Path(os.devnull)
     ahead = BatchesAhead(batches, params.steps, next(recovery.student.parameters()).device)
     with ahead, live.open("w", encoding="utf-8", buffering=1) as log:
-        log.writelines(json.dumps(row) + "\n" for row in rows)
+        log.writelines(curve.lines())
         watch.tell()
         spent: list[float] = []
         while recovery.step_count < params.steps:
@@ -215,17 +216,17 @@ def train_loop(
             batch = ahead.batch(recovery.step_count, place.rank, place.world)
             terms = recovery.step(batch)
             spent.append(time.perf_counter() - began)
-            rows.append({"step": recovery.step_count, **{k: float(f"{v:.7g}") for k, v in terms.items()}})
-            log.write(json.dumps({**rows[-1], "live": watch.vitals(spent)}) + "\n")
+            curve.append({"step": recovery.step_count, **{k: float(f"{v:.7g}") for k, v in terms.items()}})
+            log.write(json.dumps({**curve.last, "live": watch.vitals(spent)}) + "\n")
             watch.after_step()
             notice = place.notices.after_step() if recovery.step_count < params.steps else None
             if watch.checkpoint_due():
                 watch.before_checkpoint()
                 history.saved = recovery.step_count
-                report(recovery, rows, place, history, notice)
+                report(recovery, curve, place, history, notice)
                 watch.after_checkpoint()
             elif notice:
-                report(recovery, rows, place, history, notice)
+                report(recovery, curve, place, history, notice)
             if notice:
                 place.notices.leave(notice, recovery.step_count)
                 return
@@ -240,7 +241,7 @@ def train_loop(
 
 def report(
     recovery: RecoveryStep,
-    rows: list[dict[str, Any]],
+    curve: LossCurve,
     place: Place,
     history: History,
     notice: Notice | None = None,
@@ -253,18 +254,18 @@ def report(
     if recovery.sharded:
         from tasks.recovery_shards import write_parts
 
-        fill: Any = partial(write_parts, recovery, rows, place.rank, history)
+        fill: Any = partial(write_parts, recovery, curve, place.rank, history)
     elif place.rank == 0:
-        fill = partial(save_checkpoint, recovery.state_dict(), rows, history=history)
+        fill = partial(save_checkpoint, recovery.state_dict(), curve, history=history)
     else:
         fill = None
-    place.outbox.send(rows[-1], name, fill, stay=notice is not None)
+    place.outbox.send(curve.last, name, fill, stay=notice is not None)
 
 
 def resume(
-    recovery: RecoveryStep, spec: RecoverySpec, broken: History | None = None
-) -> tuple[list[dict[str, Any]], History]:
-    """Load the checkpoint that Ray knows (or the driver found): the loss curve and the history up to it.
+    recovery: RecoveryStep, spec: RecoverySpec, curve: LossCurve, broken: History | None = None
+) -> History:
+    """Load the checkpoint that Ray knows (or the driver found), its loss curve too; the history up to it.
 
     After a rollback it is this run's own last checkpoint, at the rates that the rollback left.
     """
@@ -272,24 +273,25 @@ def resume(
         folder = Path(spec.work) / STORAGE / checkpoint_name(broken.saved)
         if broken.saved and not is_complete(folder):  # two that were saved in haste have taken its place
             folder = newest_checkpoint(folder.parent) or folder
-        rows, history = _restore(recovery, folder) if broken.saved else ([], History())
+        history = _restore(recovery, folder, curve) if broken.saved else History()
         history.rollbacks = broken.rollbacks
         recovery.rate_scale = history.rate_scale
-        return rows, history
+        return history
     checkpoint = train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
-            return _restore(recovery, Path(directory))
-    return _restore(recovery, Path(spec.resume_from)) if spec.resume_from else ([], History())
+            return _restore(recovery, Path(directory), curve)
+    return _restore(recovery, Path(spec.resume_from), curve) if spec.resume_from else History()
 
 
-def _restore(recovery: RecoveryStep, folder: Path) -> tuple[list[dict[str, Any]], History]:
+def _restore(recovery: RecoveryStep, folder: Path, curve: LossCurve) -> History:
     from tasks.recovery_shards import restore
 
     restore(recovery, folder)
     history = History(**read_json(folder / HISTORY))
     recovery.rate_scale = history.rate_scale
-    return read_rows(folder / LOSSES), history
+    curve.start_from(folder / LOSSES)
+    return history
 
 
 def _sign_in(work: Path, rank: int) -> None:

@@ -20,6 +20,7 @@ import pytest
 import torch
 from ray.cluster_utils import Cluster
 
+from tasks.loss_curve import LossCurve
 from tasks.recovery_checkpoints import (
     COMPLETE,
     is_complete,
@@ -295,10 +296,11 @@ def test_divergence_ends_the_run_once_with_advice(project: Path, tmp_path: Path)
 
 
 def test_a_torn_checkpoint_does_not_count(tmp_path: Path) -> None:
+    curve = LossCurve(tmp_path / "curve.jsonl")
     for step in (3, 6):
         (tmp_path / f"checkpoint-{step:08d}").mkdir()
         state = {"step": step, "x": torch.zeros(9)}
-        save_checkpoint(state, [], tmp_path / f"checkpoint-{step:08d}", History(saved=step))
+        save_checkpoint(state, curve, tmp_path / f"checkpoint-{step:08d}", History(saved=step))
     newest = tmp_path / "checkpoint-00000006"
     assert newest_checkpoint(tmp_path) == newest
     (newest / "state.pt").write_bytes(b"torn")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tasks.loss_curve import LossCurve
 from tasks.recovery_checkpoints import COMPLETE, LOSSES, is_complete, load_state, save_checkpoint
 from tasks.recovery_mirror import CHECKPOINTS, CheckpointMirror, checkpoint_mirror
 from tasks.recovery_watch import checkpoint_name
@@ -44,8 +45,10 @@ def saved(storage: Path, step: int) -> Path:
     folder = storage / checkpoint_name(step)
     (folder / "shards").mkdir(parents=True)
     (folder / "shards" / "0.distcp").write_bytes(b"part")
-    rows = [{"step": i + 1, "total": 1.0 / (i + 1)} for i in range(step)]
-    save_checkpoint({"step": step, **PARTS}, rows, folder, History(), {"shards/0.distcp": 4})
+    curve = LossCurve(storage / "curve.jsonl")
+    for i in range(step):
+        curve.append({"step": i + 1, "total": 1.0 / (i + 1)})
+    save_checkpoint({"step": step, **PARTS}, curve, folder, History(), {"shards/0.distcp": 4})
     return folder
 
 
