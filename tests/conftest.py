@@ -9,6 +9,11 @@ from xdist.workermanage import WorkerController
 
 WHOLE_RUNS = ("tests/flows/", "tests/services/")
 OF_FINISHED = ("test_compress.py", "test_registered.py", "test_kills.py", "test_two_runs.py")
+# Minutes each: begun last, one of them would keep a worker busy while the other has nothing left.
+LONGEST = (
+    *("finished_project", "test_team.py", "test_distill.py", "test_progressive.py", "test_own_material.py"),
+    *("test_text_to_video.py", "test_promotion.py", "test_encoding.py", "test_own_training.py"),
+)
 
 
 class FilesByKind(LoadFileScheduling):
@@ -25,10 +30,15 @@ class FilesByKind(LoadFileScheduling):
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         for_runs = node is not self.nodes[0]
-        mine = (scope for scope in self.workqueue if scope.startswith(WHOLE_RUNS) == for_runs)
-        if (scope := next(mine, None)) is not None:
-            self.workqueue.move_to_end(scope, last=False)
+        mine = [scope for scope in self.workqueue if scope.startswith(WHOLE_RUNS) == for_runs]
+        if mine := mine or list(self.workqueue):
+            self.workqueue.move_to_end(min(mine, key=_turn), last=False)
         super()._assign_work_unit(node)
+
+
+def _turn(scope: str) -> int:
+    """The longest first; all others as they come."""
+    return next((turn for turn, name in enumerate(LONGEST) if scope.endswith(name)), len(LONGEST))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesByKind:
