@@ -124,6 +124,9 @@ def judge(samples: list[dict[str, Any]]) -> dict[str, Any]:
         pids = tuple(part["pid"] for part in seen.values() if isinstance(part, dict))
         stretches.setdefault(pids, []).append(seen)
     kept = max(stretches.values(), key=len)
+    # The curve of an earlier run is read until the workers begin theirs.
+    falls = [i for i in range(1, len(kept)) if kept[i]["step"] < kept[i - 1]["step"]]
+    kept = kept[falls[-1] if falls else 0 :]
     first, last = kept[0]["step"], kept[-1]["step"]
     kept = [seen for seen in kept if seen["step"] >= first + WARM_UP * (last - first)]
     steps = np.array([seen["step"] for seen in kept], float)
