@@ -136,9 +136,8 @@ def _name_outputs(outputs: list[dict[str, Any]], folder: Path, stores: list[Hash
     for out in outputs:
         if (store := next((store for store in stores if store.exists(out["md5"])), None)) is not None:
             there.append(out)
-            if out["md5"].endswith(
-                ".dir"
-            ):  # what a folder consists of is told by its list, so that comes here
+            # What a folder consists of is told by its list, so that comes here.
+            if out["md5"].endswith(".dir"):
                 transfer(store, stores[0], {HashInfo("md5", out["md5"])}, shallow=True)
     if there:
         folder.mkdir()

@@ -21,9 +21,8 @@ from vdmini_core.foreign import demand_header, demand_held, demand_stored
 from vdmini_core.progress import progress_bar
 
 TIMEOUT_S = 60.0
-MAX_BYTES = (
-    16 * 2**30
-)  # several times the largest metric network: an answer without end fills the disk otherwise
+# Several times the largest metric network: an answer without end fills the disk otherwise.
+MAX_BYTES = 16 * 2**30
 
 
 def locate(location: str | Path, sha256: str | None = None) -> Path:
