@@ -176,12 +176,19 @@ class Story:
             finally:
                 kill_tree(self.mark)
                 process.wait()
+                self._wait_for_their_end()
         done.said = log.read_text(errors="replace")[-3000:]
         return done
 
     def left(self) -> set[int]:
         """Processes that are still there."""
         return tree(self.mark)
+
+    def _wait_for_their_end(self) -> None:
+        # SIGKILL is no more than sent: on a busy machine a process with much memory takes its time to be gone.
+        deadline = time.monotonic() + PARTING_S
+        while self.left() and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
 
 
 class _Watch:
@@ -230,7 +237,7 @@ class _Watch:
             return self._attempt("killed", "point", {**told, "drawn": asdict(target)})
         self._close()
         deadline = time.monotonic() + PARTING_S
-        while (left := tree(self.story.mark)) and time.monotonic() < deadline:
+        while (left := self.story.left()) and time.monotonic() < deadline:
             time.sleep(10 * LOOK_S)
         return self._attempt("finished" if code == 0 else "failed", moment={"exit": code}, killed=len(left))
 
