@@ -24,9 +24,10 @@ from tasks.foreign_versions import (
 )
 from tasks.project import OWN_PATHS, SHARED_PATHS, change_params, lay_out
 from tasks.recipe import COMPARED, FOLDER
+from tasks.recorded_data import bring_back, recorded_output
 from tasks.registry import PROVENANCE_TAGS, STUDENT_TAG, student_identity, version_by_alias
-from tasks.stage import finished, run_stage
-from tasks.tracking import connect, fetch_model, tracking_uri
+from tasks.stage import MANIFEST, finished, run_stage
+from tasks.tracking import connect, fetch_model, project_home, tracking_uri
 from vdmini_core.artifacts import code_version, digest_of, library_versions, sha256_file, tree_digests
 from vdmini_core.errors import VDMiniError
 from vdmini_core.params import load_params
@@ -67,8 +68,9 @@ def reproduce(
     """Lay out a project with a version's data, parameters and plan, run it, compare.
 
     The project lies in `.vdmini/reproduce/` of `root` and starts empty but for checkpoints of a killed
-    attempt; no cache is asked, so that everything is computed again. It stops at the first stage that
-    differs: what follows rests on it. At the end the registered student is fetched and compared, too.
+    attempt; no cache is asked, so that everything is computed again. Only clips whose videos are not there
+    any more are taken from DVC's cache or remote. It stops at the first stage that differs: what follows
+    rests on it. At the end the registered student is fetched and compared, too.
 
     Args:
         root: project folder: its tracking store is asked, its relative paths are meant.
@@ -83,13 +85,19 @@ def reproduce(
     version = find_version(client, uri)
     name, number = str(version.name), str(version.version)
     folder = root / ".vdmini" / "reproduce" / f"{name}-{number}"
-    recipe = lay_out_version(root, folder, version, videos)
+    recipe = lay_out_version(root, folder, version, videos, recorded=True)
     expected: Mapping[str, Mapping[str, str]] = recipe["outputs"]
     differences: list[str] = []
     compared = 0
+    brought = (folder / "artifacts" / "prepare").is_dir()
     for stage in COMPARED:
-        run_stage(stage, folder)
-        found = finished(folder, stage)["outputs"]
+        if stage == "prepare" and brought:
+            listen("prepare: its videos are not there; the clips were taken from DVC, not made again")
+            found = tree_digests(folder / "artifacts" / stage)
+            found = {name: digest for name, digest in found.items() if name != MANIFEST}
+        else:
+            run_stage(stage, folder)
+            found = finished(folder, stage)["outputs"]
         differences = [f"{stage}/{line}" for line in compare(expected[stage], found)]
         compared += len(expected[stage])
         listen(f"{stage}: {'different' if differences else f'{len(found)} files equal'}")
@@ -98,7 +106,8 @@ def reproduce(
     if not differences:
         differences = _against_the_registered(root, folder, version)
         listen(f"the registered student: {'different' if differences else 'equal'}")
-    result = Reproduction(name, number, tuple(differences), tuple(_remarks(recipe)), compared, folder)
+    remarks = (*["the clips are those that DVC kept: the videos are not there"] * brought, *_remarks(recipe))
+    result = Reproduction(name, number, tuple(differences), remarks, compared, folder)
     if result.equal:
         shutil.rmtree(folder)
     return result
@@ -155,7 +164,9 @@ def compare(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def lay_out_version(root: Path, folder: Path, version: ModelVersion, videos: Path | None) -> dict[str, Any]:
+def lay_out_version(
+    root: Path, folder: Path, version: ModelVersion, videos: Path | None, *, recorded: bool = False
+) -> dict[str, Any]:
     """A project with the version's parameters and plan; scratch of a killed attempt stays.
 
     Args:
@@ -163,12 +174,13 @@ def lay_out_version(root: Path, folder: Path, version: ModelVersion, videos: Pat
         folder: of the new project.
         version: which one.
         videos: where the videos are now, if not where they were.
+        recorded: where they are not, bring the clips that DVC recorded to `artifacts/prepare`.
 
     Returns:
         The recipe.
 
     Raises:
-        VDMiniError: for a version without a recipe or with another one's, or videos that are not there.
+        VDMiniError: for a version without a recipe or with another one's, or data that are nowhere.
     """
     shutil.rmtree(folder / "artifacts", ignore_errors=True)
     lay_out(folder)
@@ -177,8 +189,20 @@ def lay_out_version(root: Path, folder: Path, version: ModelVersion, videos: Pat
     shutil.copyfile(kept / "params.yaml", folder / "params.yaml")
     shutil.copytree(kept / "plan", folder / "artifacts" / "plan")
     _check_tags(version, recipe, folder)
-    change_params(folder, assignments=tuple(_paths(root, folder, recipe, videos)))
+    md5 = recorded_output(kept / "dvc.lock", "prepare") if recorded and videos is None else None
+    if brought := md5 is not None and _without_videos(root, folder, recipe):
+        bring_back(project_home(root), str(md5), folder / "artifacts" / "prepare")
+    change_params(folder, assignments=tuple(_paths(root, folder, recipe, videos, brought)))
     return recipe
+
+
+def _without_videos(root: Path, folder: Path, recipe: Mapping[str, Any]) -> bool:
+    videos = load_params(folder / "params.yaml").prepare.videos
+    return (
+        recipe["data"]["source"] == "folder"
+        and "://" not in videos
+        and not (root / Path(videos).expanduser()).is_dir()
+    )
 
 
 def fetch_recipe(root: Path, folder: Path, version: ModelVersion) -> dict[str, Any]:
@@ -229,7 +253,9 @@ def _check_tags(version: ModelVersion, recipe: Mapping[str, Any], folder: Path) 
         )
 
 
-def _paths(root: Path, folder: Path, recipe: Mapping[str, Any], videos: Path | None) -> list[str]:
+def _paths(
+    root: Path, folder: Path, recipe: Mapping[str, Any], videos: Path | None, brought: bool
+) -> list[str]:
     """Folders as they are reached from the new project; those that do not exist keep their words."""
     values = load_params(folder / "params.yaml").model_dump(mode="json", by_alias=True)
     lists = [str((root / text).resolve()) for text in values["prepare"]["additions"]]
@@ -239,7 +265,7 @@ def _paths(root: Path, folder: Path, recipe: Mapping[str, Any], videos: Path | N
         for part in key.split("."):
             value = value[part]
         if key == "prepare.videos" and recipe["data"]["source"] == "folder":
-            if videos is None and "://" in value:
+            if brought or (videos is None and "://" in value):
                 continue
             place = videos if videos is not None else root / Path(value).expanduser()
             if not place.is_dir():

@@ -185,7 +185,7 @@ class Story:
         return tree(self.mark)
 
     def _wait_for_their_end(self) -> None:
-        # SIGKILL is no more than sent: on a busy machine a process with much memory takes its time to be gone.
+        # SIGKILL is only sent: on a busy machine a process with much memory takes its time to be gone.
         deadline = time.monotonic() + PARTING_S
         while self.left() and time.monotonic() < deadline:
             time.sleep(LOOK_S)

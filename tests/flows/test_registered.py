@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import shutil
@@ -15,8 +16,10 @@ import mlflow.artifacts
 import mlflow.models
 import numpy as np
 import pytest
+from dvc.repo import Repo
 from PIL import Image
 
+from tasks.project import change_params
 from tasks.promote import DECISION_TAG
 from tasks.recipe import FOLDER, write_recipe
 from tasks.register import RUNTIME
@@ -24,6 +27,7 @@ from tasks.registry import PROVENANCE_TAGS, candidate_of
 from tasks.reproduce import _against_the_registered, reproduce
 from tasks.rescore import TAG
 from tasks.tracking import connect
+from tasks.versioning import init_repository
 from tests.flows.conftest import environment, vdmini
 from tests.services.serving import frames_of, videos_served
 from vdmini_core.artifacts import read_json, write_json
@@ -182,6 +186,52 @@ def test_another_hash_is_told_and_ends_it(finished_project: Path, tmp_path: Path
     client.set_model_version_tag("m", "1", PROVENANCE_TAGS["plan"], "another")
     with pytest.raises(VDMiniError, match=r"another plan"):
         reproduce(root, "models:/m/1")
+
+
+def test_without_its_videos_the_clips_come_from_dvc(finished_project: Path, tmp_path: Path) -> None:
+    """A version of a folder that is gone: from the cache, else from the remote, and never unlooked at."""
+    root, remote = tmp_path / "later", tmp_path / "remote"
+    root.mkdir()
+    init_repository(root)
+    write_recipe(finished_project, tmp_path / FOLDER)
+    change_params(tmp_path / FOLDER, assignments=("prepare.source=folder", "prepare.videos=gone"))
+    recipe = read_json(tmp_path / FOLDER / "recipe.json")
+    recipe["data"]["source"] = "folder"
+    recipe["outputs"]["teacher"] = {"unet": "0" * 64}  # to end it before the training
+    write_json(tmp_path / FOLDER / "recipe.json", recipe)
+    client = connect(root)
+    run_id = client.create_run(client.create_experiment("e", (root / "mlruns").as_uri())).info.run_id
+    client.log_artifacts(run_id, str(tmp_path / FOLDER), FOLDER)
+    client.create_registered_model("m")
+    tags = {tag: recipe["provenance"][key] for key, tag in PROVENANCE_TAGS.items()}
+    client.create_model_version("m", "file:///nowhere", run_id, tags=tags)
+
+    with pytest.raises(VDMiniError, match="bring recorded data back"):  # there is no remote yet
+        reproduce(root, "models:/m/1")
+    with Repo(str(root)) as repo, repo.config.edit() as config:
+        config["core"]["remote"] = "here"
+        config["remote"] = {"here": {"url": str(remote)}}
+    with pytest.raises(VDMiniError, match="DVC has no data"):
+        reproduce(root, "models:/m/1")
+    shutil.copytree(finished_project / ".dvc" / "cache" / "files", remote / "files")
+    for _ in range(2):  # from the remote, then from the cache
+        lines: list[str] = []
+        found = reproduce(root, "models:/m/1", listen=lines.append)
+        taken, equal, ended = lines
+        assert "taken from DVC" in taken and equal.endswith("files equal") and ended == "teacher: different"
+        assert "the clips are those that DVC kept" in found.remarks[0]
+        shutil.rmtree(remote, ignore_errors=True)
+    made = found.folder / "artifacts" / "prepare" / "clips-test.safetensors"
+    assert made.read_bytes() == (finished_project / "artifacts/prepare/clips-test.safetensors").read_bytes()
+    assert made.stat().st_nlink == 1 and not made.is_symlink(), "a run may write there"
+    # Whoever changes what the cache holds is told by the recipe's hashes.
+    digest = hashlib.md5(made.read_bytes()).hexdigest()
+    kept = root / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]
+    kept.chmod(0o644)
+    kept.write_bytes(made.read_bytes()[:-1] + b"x")
+    lines = []
+    assert not reproduce(root, "models:/m/1", listen=lines.append).equal
+    assert lines[1:] == ["prepare: different"]
 
 
 def test_on_fresh_clips_it_is_measured_once_a_week_and_the_result_stays_with_it(

@@ -19,7 +19,7 @@ from vdmini_core.teacher import bypass, loop
 from vdmini_core.teacher.__main__ import main as teacher_main
 from vdmini_core.teacher.architecture import ARCHITECTURES, build_from, build_pipeline, call_arguments
 from vdmini_core.teacher.clip_source import StoredClips, drawn_ahead
-from vdmini_core.teacher.one_step import encode_clips, one_step
+from vdmini_core.teacher.one_step import denoised, encode_clips, one_step
 from vdmini_core.teacher.recipe import ProceduralData
 from vdmini_core.teacher.temporal_conv import temporal_convolutions_as_2d
 from vdmini_core.teacher.training import TrainConfig, _draw, train_unet
@@ -90,6 +90,56 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     resumed = build_from(ROOMY, 0)
     train(resumed, SHORT, tmp_path / "cut")
     assert weights(resumed.unet) == weights(whole.unet)
+
+
+def test_a_noised_clip_is_denoised_as_the_stock_scheduler_does() -> None:
+    pipeline = build_pipeline("nano", 0)
+    scheduler = pipeline.scheduler
+    scheduler.set_timesteps(5)
+    generator = torch.Generator().manual_seed(3)
+    clip, noise = torch.randn(2, 1, 4, pipeline.vae.config.latent_channels, 8, 8, generator=generator)
+    image = torch.randn(1, clip.shape[2], 8, 8, generator=generator)
+    embedding = torch.randn(1, 1, pipeline.unet.config.cross_attention_dim, generator=generator)
+    for index in (1, 3):
+        sigma, timestep = scheduler.sigmas[index], scheduler.timesteps[index]
+        sample = clip + sigma * noise
+        scheduler._step_index = None
+        repeated = image[:, None].expand(-1, 4, -1, -1, -1)
+        inputs = torch.cat([scheduler.scale_model_input(sample, timestep), repeated], 2)
+        with torch.no_grad():
+            output = pipeline.unet(inputs, timestep, embedding, torch.tensor([[7.0, 127.0, 0.0]])).sample
+            theirs = scheduler.step(output, timestep, sample).pred_original_sample
+            ours = denoised(pipeline, sample, sigma[None], image, embedding)
+        assert (ours - theirs).abs().max() < 2e-6 * theirs.abs().max()
+
+
+def test_noise_levels_are_drawn_for_their_share_of_the_clips() -> None:
+    source = StoredClips(encode_clips(build_pipeline("nano", 0), CLIPS))
+    some = replace(SHORT, noised_share=0.25, window_steps=0, batch_size=400)
+    drawn, plain = _draw(source, some, 5), _draw(source, replace(some, noised_share=0.0), 5)
+    assert torch.equal(drawn.noise, plain.noise)
+    assert plain.sigma is None
+    assert drawn.sigma is not None
+    levels = drawn.sigma[drawn.sigma < 700]
+    assert 70 < len(levels) < 130
+    assert abs(levels.log().mean()) < 0.5
+    assert 1.3 < levels.log().std() < 1.9
+    # One clip at pure noise costs what it costs in one step from pure noise.
+    assert torch.equal(_draw(source, replace(some, noised_share=1e-9), 5).sigma, torch.full((400,), 700.0))
+
+
+def test_a_run_over_noise_levels_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    config = replace(SHORT, noised_share=0.5)
+    whole, stopped = build_pipeline("nano", 0), build_pipeline("nano", 0)
+    train(whole, config, tmp_path / "a")
+    with pytest.raises(Stop):
+        train(stopped, config, tmp_path / "b", stop_after(2))
+    resumed = build_pipeline("nano", 0)
+    train(resumed, config, tmp_path / "b")
+    assert weights(resumed.unet) == weights(whole.unet)
+    without = build_pipeline("nano", 0)
+    train(without, SHORT, tmp_path / "c")
+    assert weights(without.unet) != weights(whole.unet)
 
 
 def test_processes_that_draw_ahead_draw_the_same(tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def command_train_unet(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
         ema_decay=arguments.ema_decay,
+        noised_share=arguments.noised_share,
         bf16=arguments.bf16,
         device=arguments.device,
         workers=arguments.workers,
@@ -196,6 +197,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     unet.add_argument("--batch-size", type=int, default=TrainConfig.batch_size, help="whole clips a step")
     unet.add_argument("--learning-rate", type=float, default=TrainConfig.learning_rate, help="at its peak")
     unet.add_argument("--ema-decay", type=float, default=TrainConfig.ema_decay, help="of averaged weights")
+    unet.add_argument(
+        "--noised-share",
+        type=float,
+        default=TrainConfig.noised_share,
+        help="clips that start from a drawn noise level in place of pure noise",
+    )
     unet.add_argument("--device", default=TrainConfig.device, help="cpu or cuda")
     unet.add_argument("--bf16", action="store_true", help="train in bfloat16, weights in float32")
     unet.add_argument("--workers", type=int, default=TrainConfig.workers, help="processes that draw clips")

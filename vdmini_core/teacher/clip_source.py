@@ -31,15 +31,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Draw:
-    """A step's clips and its unit noise, shaped as their latents."""
+    """A step's clips, their unit noise, shaped as their latents, and noise levels (B,); None: pure noise."""
 
     batch: Batch
     noise: Tensor
+    sigma: Tensor | None = None
 
     def to(self, device: torch.device) -> Draw:
         """The same there."""
         batch = Batch(self.batch.latents.to(device), self.batch.embeddings.to(device))
-        return Draw(batch, self.noise.to(device))
+        return Draw(batch, self.noise.to(device), None if self.sigma is None else self.sigma.to(device))
 
 
 def drawn_ahead(draw: Callable[[int], Draw], steps: range, workers: int) -> Iterator[Draw]:

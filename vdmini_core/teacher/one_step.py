@@ -1,4 +1,4 @@
-"""One denoising step from pure noise, on the latents of clips: the map, its error, and a probe of its blocks.
+"""One denoising step on the latents of clips, from pure noise or any level: the map, its error, a probe of its blocks.
 
 Legend: B clips, F frames, C latent channels, h and w latent cells, E image embedding.
 """
@@ -90,14 +90,30 @@ def one_step(
     """
     scheduler = pipeline.scheduler
     scheduler.set_timesteps(1)
-    sigma, start = scheduler.sigmas[0], scheduler.init_noise_sigma
-    sample = noise_BFChw * start
-    repeated = image_latents_BChw[:, None].expand(-1, noise_BFChw.shape[1], -1, -1, -1)
-    one = torch.tensor([[FPS - 1.0, MOTION_BUCKET, NOISE_AUGMENTATION]], device=noise_BFChw.device)
-    ids = one.repeat(len(noise_BFChw), 1)
-    inputs = torch.cat([sample / (sigma**2 + 1).sqrt(), repeated.to(sample.dtype)], dim=2)
-    output = pipeline.unet(inputs, scheduler.timesteps[0], embedding_B1E, added_time_ids=ids).sample
-    return -output.float() * (sigma / (sigma**2 + 1).sqrt()) + sample / (sigma**2 + 1)
+    sigma_B = scheduler.sigmas[:1].to(noise_BFChw.device).expand(len(noise_BFChw))
+    sample = noise_BFChw * scheduler.init_noise_sigma
+    return denoised(pipeline, sample, sigma_B, image_latents_BChw, embedding_B1E)
+
+
+def denoised(
+    pipeline: StableVideoDiffusionPipeline,
+    sample_BFChw: Tensor,
+    sigma_B: Tensor,
+    image_latents_BChw: Tensor,
+    embedding_B1E: Tensor,
+) -> Tensor:
+    """What the network holds for the clean clip (B, F, C, h, w) in noised scaled latents, each at its level.
+
+    EDM with v-prediction, as SVD: -F(x / sqrt(sigma^2 + 1)) sigma / sqrt(sigma^2 + 1) + x / (sigma^2 + 1)
+    (arXiv 2206.00364, equation 7). `image_latents` are unscaled, as the pipeline concatenates them.
+    """
+    sigma = sigma_B[:, None, None, None, None].float()
+    repeated = image_latents_BChw[:, None].expand(-1, sample_BFChw.shape[1], -1, -1, -1)
+    one = torch.tensor([[FPS - 1.0, MOTION_BUCKET, NOISE_AUGMENTATION]], device=sample_BFChw.device)
+    ids = one.repeat(len(sample_BFChw), 1)
+    inputs = torch.cat([sample_BFChw / (sigma**2 + 1).sqrt(), repeated.to(sample_BFChw.dtype)], dim=2)
+    output = pipeline.unet(inputs, 0.25 * sigma_B.float().log(), embedding_B1E, added_time_ids=ids).sample
+    return -output.float() * (sigma / (sigma**2 + 1).sqrt()) + sample_BFChw / (sigma**2 + 1)
 
 
 def first_frame(pipeline: StableVideoDiffusionPipeline, latents_BFChw: Tensor) -> Tensor:

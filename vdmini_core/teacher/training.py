@@ -31,8 +31,18 @@ from torch import Tensor
 
 from vdmini_core.teacher import bypass, loop, unet_start
 from vdmini_core.teacher.clip_source import ClipSource, Draw, drawn_ahead
-from vdmini_core.teacher.one_step import LatentClips, first_frame, one_step, probe, weighted_mse
+from vdmini_core.teacher.one_step import (
+    LatentClips,
+    denoised,
+    first_frame,
+    one_step,
+    probe,
+    weighted_mse,
+)
 from vdmini_core.teacher.temporal_conv import temporal_convolutions_as_2d
+
+SIGMA_MAX = 700.0  # where SVD's schedule begins
+P_MEAN, P_STD = 0.0, 1.6  # of the logarithm of the drawn levels; SVD's 0.7 is for latents of more cells
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,8 @@ class TrainConfig:
     """Settings of a U-Net run.
 
     `channel_weight_power` moves the loss between latents counting alike (0) and as much as pixels depend on
-    them (1).
+    them (1). `noised_share` of the clips start from a drawn noise level in place of pure noise: a network that
+    never meets any other leaves its noisy input alone, and a discriminator on its encoder sees nothing.
     """
 
     steps: int = 2000
@@ -53,6 +64,7 @@ class TrainConfig:
     weight_decay: float = 1e-3
     channel_weight_power: float = 0.5
     ema_decay: float = 0.995
+    noised_share: float = 0.0
     bf16: bool = False
     device: str = "cpu"
     workers: int = 0  # processes that draw batches ahead
@@ -149,9 +161,17 @@ def _update(
     drawn = drawn.to(weights_C.device)
     target, embeddings = drawn.batch.latents, drawn.batch.embeddings
     with _phase(pipeline.unet, config, step):
+        image, sigma_B = first_frame(pipeline, target), drawn.sigma
         with torch.autocast(weights_C.device.type, torch.bfloat16, enabled=config.bf16):
-            made = one_step(pipeline, drawn.noise, first_frame(pipeline, target), embeddings)
-        loss = weighted_mse(made, target, weights_C)
+            if sigma_B is None:
+                made = one_step(pipeline, drawn.noise, image, embeddings)
+                loss = weighted_mse(made, target, weights_C)
+            else:
+                sigma = sigma_B[:, None, None, None, None]
+                made = denoised(pipeline, target + sigma * drawn.noise, sigma_B, image, embeddings)
+                # The error of what the network itself puts out, as large at every level (EDM, equation 8).
+                scale = (sigma**2 + 1).sqrt() / sigma
+                loss = weighted_mse(made * scale, target * scale, weights_C)
         loss.backward()
     loop.check_finite(loss, step)
     torch.nn.utils.clip_grad_norm_(pipeline.unet.parameters(), 1.0, error_if_nonfinite=True)
@@ -166,7 +186,13 @@ def _draw(source: ClipSource, config: TrainConfig, step: int) -> Draw:
         batch = source.windows(config.window_batch_size, generator)
     else:
         batch = source.batch(config.batch_size, generator)
-    return Draw(batch, torch.randn(batch.latents.shape, generator=generator))
+    noise = torch.randn(batch.latents.shape, generator=generator)
+    if config.noised_share == 0:
+        return Draw(batch, noise)
+    count = len(noise)
+    drawn = (P_STD * torch.randn(count, generator=generator) + P_MEAN).exp()
+    pure = torch.rand(count, generator=generator) >= config.noised_share
+    return Draw(batch, noise, torch.where(pure, SIGMA_MAX, drawn))
 
 
 @contextmanager

@@ -1,0 +1,70 @@
+"""Bring an output back that DVC recorded, from its cache or its bucket, into a folder of its own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import cast
+
+from dvc_data.hashfile import load
+from dvc_data.hashfile.checkout import checkout
+from dvc_data.hashfile.db import HashFileDB
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.transfer import transfer
+from dvc_data.hashfile.tree import Tree
+from dvc_objects.fs.local import LocalFileSystem
+
+from tasks.project import read_yaml
+from tasks.versioning import Versions, told_plainly
+from vdmini_core.errors import VDMiniError
+
+_FOLDER_HASH = re.compile(r"[0-9a-f]{32}\.dir")
+
+
+def recorded_output(lock: Path, stage: str) -> str | None:
+    """DVC's hash of a stage's folder of outputs in a `dvc.lock`; None where it holds none.
+
+    The file may come from a server: what is no hash of DVC's is none.
+    """
+    if not lock.is_file():
+        return None
+    stages = read_yaml(lock).get("stages", {})
+    outputs = stages.get(stage, {}).get("outs", [])
+    found = next((out.get("md5") for out in outputs if out.get("path") == f"artifacts/{stage}"), None)
+    return found if isinstance(found, str) and _FOLDER_HASH.fullmatch(found) else None
+
+
+def bring_back(home: Path, md5: str, target: Path) -> None:
+    """Write the folder that DVC knows by this hash to `target`.
+
+    Args:
+        home: project whose cache is asked, then its default remote.
+        md5: DVC's hash of a folder, `.dir` at its end.
+        target: a folder that is not there yet; its files are copies, not links into the cache.
+
+    Raises:
+        VDMiniError: where neither has all of it, or the bucket cannot be reached.
+    """
+    wanted = HashInfo("md5", md5)
+    with told_plainly("bring recorded data back"):
+        repo = Versions(home).repo
+        cache = repo.cache.local
+        if not _complete(cache, wanted):
+            remote = repo.cloud.get_remote_odb(None, "fetch", hash_name="md5")
+            if not remote.exists(md5):
+                raise VDMiniError(
+                    f"DVC has no data {md5[:12]}",
+                    expected=f"in the cache of {home.name} or its remote",
+                    found="neither has it",
+                    fix="`dvc push` where the version was made",
+                )
+            transfer(remote, cache, {wanted}, shallow=False)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cache.cache_types = ["copy"]  # what is run again may write there
+        checkout(str(target), LocalFileSystem(), load(cache, wanted), cache, quiet=True)
+
+
+def _complete(cache: HashFileDB, wanted: HashInfo) -> bool:
+    if not cache.exists(str(wanted.value)):
+        return False
+    return all(cache.exists(str(info.value)) for _, _, info in cast(Tree, load(cache, wanted)))
