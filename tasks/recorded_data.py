@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from dvc_data.hashfile import load
-from dvc_data.hashfile.checkout import checkout
+from dvc_data.hashfile.checkout import CheckoutError, checkout
 from dvc_data.hashfile.db import HashFileDB
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.transfer import transfer
@@ -61,7 +61,15 @@ def bring_back(home: Path, md5: str, target: Path) -> None:
             transfer(remote, cache, {wanted}, shallow=False)
         target.parent.mkdir(parents=True, exist_ok=True)
         cache.cache_types = ["copy"]  # what is run again may write there
-        checkout(str(target), LocalFileSystem(), load(cache, wanted), cache, quiet=True)
+        try:
+            checkout(str(target), LocalFileSystem(), load(cache, wanted), cache, quiet=True)
+        except CheckoutError as error:
+            raise VDMiniError(
+                f"files of the data {md5[:12]} in DVC's cache are damaged",
+                expected="files whose hash is their name",
+                found=", ".join(Path(path).name for path in error.paths[:3]),
+                fix="run again: DVC has dropped them, and the remote is asked for them",
+            ) from None
 
 
 def _complete(cache: HashFileDB, wanted: HashInfo) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tasks.recovery_watch import HISTORY, INPUTS, SAMPLES, STARTS, student_folder
 from tasks.stage import StageJob
 from vdmini_core.artifacts import read_json, write_json
+from vdmini_core.distillation.discriminator import BLIND
 from vdmini_core.distillation.guards import History, film_name
 
 if TYPE_CHECKING:
@@ -64,6 +65,13 @@ class LiveView:
             last = min(last, event["back_to"])
             later = film_name(event["back_to"] + 1, 0)  # what was shown since is shown anew
             self._shown = {name for name in self._shown if name < later}
+        if history.sight and not self._history.sight and max(history.sight) < BLIND:
+            share = f"{100 * max(history.sight):.2g} %"
+            monitor.note(
+                f"the discriminator's features change by {share} when a clip is exchanged for noise: this "
+                "teacher's encoder does not look at what it would judge, and L_MCA can teach nothing "
+                "(distill.lambda_mca=0 saves its time)"
+            )
         self._history = history
         return last
 
@@ -138,7 +146,8 @@ def kept_metrics(history: History, step: int) -> dict[str, float]:
     """Which student was kept, how often the run was rolled back, and the kept student's measures."""
     measured = next((row for row in history.validations if row["step"] == step), {})
     found = {f"validation.{name}": value for name, value in measured.items() if name != "step"}
-    return {"kept_step": step, "rollbacks": len(history.rollbacks), **found}
+    sight = {"mca_sight": max(history.sight)} if history.sight else {}
+    return {"kept_step": step, "rollbacks": len(history.rollbacks), **sight, **found}
 
 
 def read_history(checkpoint: Path) -> History:

@@ -135,6 +135,9 @@ def attempt(spec: RecoverySpec, place: Place, broken: History | None) -> History
     recovery, batches = build(spec, place.device, place.notices.average, place.mesh)
     curve = LossCurve(place.outbox.folder / LOSSES)
     history = resume(recovery, spec, curve, broken)
+    if not history.sight:
+        example = batches.batch(0, 0, recovery.params.batch_size).to(place.device)
+        history.sight = [float(f"{share:.4g}") for share in recovery.sight(example)]
     if place.rank == 0 and broken is None:
         with (Path(spec.work) / STARTS).open("a", encoding="utf-8") as starts:
             starts.write(json.dumps({"step": recovery.step_count}) + "\n")

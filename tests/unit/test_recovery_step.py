@@ -13,6 +13,7 @@ from recovery_toys import SETTINGS, ToyFamily, toy_batches, toy_params, toy_step
 from torch import Tensor, nn
 
 from vdmini_core.distillation.data import RecoveryBatch, clip_indices
+from vdmini_core.distillation.discriminator import BLIND
 from vdmini_core.distillation.losses import task_reconstruction
 from vdmini_core.distillation.optim import MovingAverage, rate_at, student_optimizer
 from vdmini_core.errors import TrainingError
@@ -181,6 +182,18 @@ def test_divergence_stops_with_advice() -> None:
     wild = batches.batch(1)
     with pytest.raises(TrainingError, match=r"diverged at step 2[\s\S]*learning_rate"):
         step.step(replace(wild, clean_BFChw=wild.clean_BFChw * 1e4))
+
+
+def test_a_backbone_that_leaves_its_noisy_input_alone_is_told_from_one_that_looks() -> None:
+    step, batch = toy_step(toy_params()), toy_batches().batch(0)
+    looks = step.sight(batch)
+    assert len(looks) == len(step.points) and min(looks) > BLIND
+    weight = step.teacher.get_submodule("conv_in").weight
+    with torch.no_grad():
+        weight[:, : batch.clean_BFChw.shape[2]] = 0  # the condition's channels stay
+    blind = step.sight(batch)
+    assert max(blind) < 1e-6
+    assert toy_step(toy_params(lambda_mca=0.0)).sight(batch) == []
 
 
 def test_the_heads_may_learn_alone_first() -> None:

@@ -22,6 +22,7 @@ from vdmini_core.models.base import Conditions, Family
 HEAD_WIDTH = 64
 LEVEL_EMBEDDING = 32
 DEPTHS = 4  # levels read where the backbone has no down-sampling blocks
+BLIND = 0.02  # a `sight` below this says that the backbone does not look at what it would have to judge
 RENOISE_LOG_MEAN, RENOISE_LOG_STD = -1.0, 1.0  # log-normal σ', as EDM training levels, moved to low noise
 
 
@@ -57,6 +58,17 @@ def encode(
     with encoder_taps(teacher, points) as features:
         family.denoise(teacher, noisy_BFChw, sigma_B, given)
     return [features[path] for path in points]
+
+
+def sight(with_clip: Sequence[Tensor], without: Sequence[Tensor]) -> list[float]:
+    """How much the features of each level change when what is judged is taken away from the input.
+
+    Root mean square of the difference over the features' own standard deviation. Near nought where the
+    backbone leaves its noisy input alone, as a generator that starts from pure noise has learned to: heads on
+    such features see the condition, and L_MCA can teach nothing.
+    """
+    pairs = [(seen.float(), blind.float()) for seen, blind in zip(with_clip, without, strict=True)]
+    return [float(((seen - blind).square().mean() / seen.var()).sqrt()) for seen, blind in pairs]
 
 
 class LevelEmbedding(nn.Module):

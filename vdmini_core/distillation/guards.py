@@ -22,11 +22,13 @@ class History:
         rollbacks: `step` that broke, step it went `back_to`, `rate_scale` from then on, `reason`.
         validations: `step` and the measures of its averaged student.
         saved: step of the last checkpoint, 0 before the first.
+        sight: what the discriminator sees of its clips before the first step (`discriminator.sight`).
     """
 
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
     validations: list[dict[str, Any]] = field(default_factory=list)
     saved: int = 0
+    sight: list[float] = field(default_factory=list)
 
     @property
     def rate_scale(self) -> float:

@@ -27,7 +27,7 @@ from vdmini_core.distillation.consistency import (
 )
 from vdmini_core.distillation.data import RecoveryBatch
 from vdmini_core.distillation.depth import open_student
-from vdmini_core.distillation.discriminator import DiscriminatorHeads, encode, encoder_points
+from vdmini_core.distillation.discriminator import DiscriminatorHeads, encode, encoder_points, sight
 from vdmini_core.distillation.feature_taps import feature_taps
 from vdmini_core.distillation.losses import (
     feature_matching_loss,
@@ -131,6 +131,21 @@ class RecoveryStep:
         one = example.split(len(example.sigma_B))[0]  # a whole batch may be more than fits
         with torch.no_grad():
             return [feature.shape[1] for feature in self._encode(one, one.clean_BFChw)]
+
+    @torch.no_grad()
+    def sight(self, batch: RecoveryBatch) -> list[float]:
+        """What the discriminator's backbone owes to the clip it would judge, level by level (`sight`).
+
+        The teacher's answer is exchanged for noise of its size; condition and re-noise stay. With a mesh all
+        workers call it.
+        """
+        if not self.points:
+            return []
+        one = batch.split(self.params.accumulation)[0]
+        with self._precision(one):
+            real = self.family.denoise(self.teacher, one.noisy_BFChw, one.sigma_B, one.conditions).float()
+            noise = one.renoise_BFChw.roll(1, dims=-1) * real.std() + real.mean()
+            return sight(self._encode(one, real), self._encode(one, noise))
 
     def step(self, batch: RecoveryBatch) -> dict[str, float]:
         """Learn from one batch.

@@ -1,4 +1,4 @@
-"""One denoising step on the latents of clips, from pure noise or any level: the map, its error, a probe of its blocks.
+"""One denoising step on the latents of clips: from pure noise or any level, its error, a probe of its blocks.
 
 Legend: B clips, F frames, C latent channels, h and w latent cells, E image embedding.
 """

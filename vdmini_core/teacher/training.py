@@ -50,8 +50,8 @@ class TrainConfig:
     """Settings of a U-Net run.
 
     `channel_weight_power` moves the loss between latents counting alike (0) and as much as pixels depend on
-    them (1). `noised_share` of the clips start from a drawn noise level in place of pure noise: a network that
-    never meets any other leaves its noisy input alone, and a discriminator on its encoder sees nothing.
+    them (1). `noised_share` of the clips start from a drawn noise level in place of pure noise: a network
+    that never meets any other leaves its noisy input alone, and a discriminator on its encoder sees nothing.
     """
 
     steps: int = 2000
