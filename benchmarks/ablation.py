@@ -1,6 +1,6 @@
 """Claims: what each term of the recovery does, and what each recipe is worth after the same recovery.
 
-python benchmarks/ablation.py TABLE... [--steps 150] [--seeds 3] [--clips 64]
+python benchmarks/ablation.py TABLE... [--steps 150] [--seeds 3] [--clips 64] [--teacher DIR]
 
 terms: the shipped teacher, cut by the paper's recipe, learns by the task loss alone, with ICD, with MCA and
 with both (paper, Table 4; ICMD = both). own-task: the same where the task loss looks at real clips alone, as
@@ -12,11 +12,19 @@ FLOPs of the paper's cut, all with ICD and MCA. A seed is one of batches, noise 
 against real clips. Every finished run is kept in `.bench/ablation/`, and one that was stopped goes on from
 its last checkpoint. Writes `benchmarks/results/ablation-TABLE-DATE.json`, a chart and strips of frames. No
 times are claimed.
+
+The shipped teacher leaves its noisy input alone, so that a discriminator on its encoder sees nothing (docs/log.md).
+One that looks is made from it in half an hour of a core, and given as `--teacher DIR`:
+
+python -m vdmini_core.teacher train-unet --start-from vdmini_core/bundled/mini --steps 1500 --window-steps 500
+  --quiet-steps 0 --learning-rate 3e-4 --noised-share 0.5 --bf16 --out WORK
+python -m vdmini_core.teacher export --out WORK --to DIR
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import functools
 import hashlib
@@ -93,7 +101,7 @@ class Recoveries:
     @functools.cache  # noqa: B019 - there is one of these a process
     def latents(self, count: int) -> StoredLatents:
         """The first training clips, encoded once."""
-        folder = KEPT / f"latents-{count}"
+        folder = KEPT / f"latents-{count}-{fingerprint(self.bench.unet)[:8]}"
         encoder = ClipEncoder(self.bench.family, self.bench.pipeline, self.bench.settings, 0)
         identity = {"teacher": fingerprint(self.bench.unet), "clips": count}
         precompute(encoder, as_source(self._rendered("train", count)), folder, identity)
@@ -278,6 +286,16 @@ def strips(rows: list[dict[str, Any]], bench: Bench, path: Path) -> None:
     print("rows of the strips:", ", ".join(name for name, _ in shown))
 
 
+def sight_of(recoveries: Recoveries) -> list[float]:
+    """What the discriminator sees on this teacher, level by level."""
+    bench, params = recoveries.bench, recoveries.params(TERMS["MCA"], {})
+    with torch.no_grad():
+        data = recoveries.latents(TRAINING_CLIPS)
+    batch = RecoveryBatches(data, bench.family, bench.settings, BATCH, 0).batch(0)
+    step = RecoveryStep(bench.family, copy.deepcopy(bench.unet), bench.unet, [], params, batch)
+    return [round(share, 4) for share in step.sight(batch)]
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -287,9 +305,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--clips", type=int, default=64, help="clips students are judged on")
+    parser.add_argument("--teacher", type=Path, help="a pipeline directory; the shipped one by default")
     arguments = parser.parse_args()
+    told = arguments.teacher.name if arguments.teacher else "mini"
     with torch.no_grad():
-        bench = Bench(arguments.clips, profile_clips=8)
+        bench = Bench(arguments.clips, profile_clips=8, teacher=arguments.teacher)
         pruned = bench.judge(bench.plan("paper", 1.0, 0, None, None))
         recoveries = Recoveries(bench, arguments.steps)
     for table in arguments.tables:
@@ -300,12 +320,14 @@ def main() -> None:
             "verdicts": verdicts(table, rows, pruned["fvd"]),
             "settings": {
                 **{name: getattr(arguments, name) for name in ("steps", "seeds", "clips")},
-                **{"teacher": "mini", "batch_size": 2},
+                **{"teacher": told, "fingerprint": fingerprint(bench.unet), "batch_size": 2},
+                "sight": sight_of(recoveries),
             },
             "hardware": device_name(),
             "libraries": library_versions(),
         }
-        path = RESULTS / f"ablation-{table}-{datetime.date.today().isoformat()}.json"
+        words = ["ablation", table, *([told] if arguments.teacher else []), datetime.date.today().isoformat()]
+        path = RESULTS / f"{'-'.join(words)}.json"
         write_json(path, result)
         chart(rows, path.with_suffix(".png"))
         strips(rows, bench, RESULTS / f"{path.stem}-strips.png")

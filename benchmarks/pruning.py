@@ -68,8 +68,8 @@ BATCH = 8
 class Bench:
     """The teacher, what students are judged on, and what was found already."""
 
-    def __init__(self, clips: int, profile_clips: int) -> None:
-        folder = bundled_teacher_path("mini")
+    def __init__(self, clips: int, profile_clips: int, teacher: Path | None = None) -> None:
+        folder = teacher or bundled_teacher_path("mini")
         self.pipeline = load_pipeline(folder)
         self.family, self.settings = family_of(self.pipeline), load_settings(folder, self.pipeline)
         self.unet, self.profile_clips = self.pipeline.unet, profile_clips
