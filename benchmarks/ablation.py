@@ -13,8 +13,8 @@ against real clips. Every finished run is kept in `.bench/ablation/`, and one th
 its last checkpoint. Writes `benchmarks/results/ablation-TABLE-DATE.json`, a chart and strips of frames. No
 times are claimed.
 
-The shipped teacher leaves its noisy input alone, so that a discriminator on its encoder sees nothing (docs/log.md).
-One that looks is made from it in half an hour of a core, and given as `--teacher DIR`:
+The shipped teacher leaves its noisy input alone, so that a discriminator on its encoder sees nothing
+(docs/log.md). One that looks is made from it in half an hour of a core, and given as `--teacher DIR`:
 
 python -m vdmini_core.teacher train-unet --start-from vdmini_core/bundled/mini --steps 1500 --window-steps 500
   --quiet-steps 0 --learning-rate 3e-4 --noised-share 0.5 --bf16 --out WORK
