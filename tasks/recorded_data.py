@@ -11,14 +11,17 @@ from dvc_data.hashfile.checkout import CheckoutError, checkout
 from dvc_data.hashfile.db import HashFileDB
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.transfer import transfer
-from dvc_data.hashfile.tree import Tree
+from dvc_data.hashfile.tree import ObjectFormatError, Tree
 from dvc_objects.fs.local import LocalFileSystem
 
 from tasks.project import read_yaml
 from tasks.versioning import Versions, told_plainly
 from vdmini_core.errors import VDMiniError
 
-_FOLDER_HASH = re.compile(r"[0-9a-f]{32}\.dir")
+_HASH, _FOLDER_HASH = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{32}\.dir")
+
+# What DVC raises over a list that it has not written.
+_NO_LIST = (ObjectFormatError, AssertionError, AttributeError, KeyError, TypeError, ValueError)
 
 
 def recorded_output(lock: Path, stage: str) -> str | None:
@@ -28,9 +31,11 @@ def recorded_output(lock: Path, stage: str) -> str | None:
     """
     if not lock.is_file():
         return None
-    stages = read_yaml(lock).get("stages", {})
-    outputs = stages.get(stage, {}).get("outs", [])
-    found = next((out.get("md5") for out in outputs if out.get("path") == f"artifacts/{stage}"), None)
+    try:
+        outputs = read_yaml(lock)["stages"][stage]["outs"]
+        found = next(out["md5"] for out in outputs if out["path"] == f"artifacts/{stage}")
+    except (KeyError, TypeError, AttributeError, StopIteration):
+        return None
     return found if isinstance(found, str) and _FOLDER_HASH.fullmatch(found) else None
 
 
@@ -49,7 +54,7 @@ def bring_back(home: Path, md5: str, target: Path) -> None:
     with told_plainly("bring recorded data back"):
         repo = Versions(home).repo
         cache = repo.cache.local
-        if not _complete(cache, wanted):
+        if not cache.exists(md5) or not _complete(cache, wanted):
             remote = repo.cloud.get_remote_odb(None, "fetch", hash_name="md5")
             if not remote.exists(md5):
                 raise VDMiniError(
@@ -58,11 +63,12 @@ def bring_back(home: Path, md5: str, target: Path) -> None:
                     found="neither has it",
                     fix="`dvc push` where the version was made",
                 )
+            _plain_list(remote, wanted)
             transfer(remote, cache, {wanted}, shallow=False)
         target.parent.mkdir(parents=True, exist_ok=True)
         cache.cache_types = ["copy"]  # what is run again may write there
         try:
-            checkout(str(target), LocalFileSystem(), load(cache, wanted), cache, quiet=True)
+            checkout(str(target), LocalFileSystem(), _plain_list(cache, wanted), cache, quiet=True)
         except CheckoutError as error:
             raise VDMiniError(
                 f"files of the data {md5[:12]} in DVC's cache are damaged",
@@ -73,6 +79,30 @@ def bring_back(home: Path, md5: str, target: Path) -> None:
 
 
 def _complete(cache: HashFileDB, wanted: HashInfo) -> bool:
-    if not cache.exists(str(wanted.value)):
-        return False
-    return all(cache.exists(str(info.value)) for _, _, info in cast(Tree, load(cache, wanted)))
+    return all(cache.exists(str(info.value)) for _, _, info in _plain_list(cache, wanted))
+
+
+def _plain_list(store: HashFileDB, wanted: HashInfo) -> Tree:
+    """The list of a folder's files, which may come from a bucket: none may lead out of folder or cache.
+
+    Raises:
+        VDMiniError: for one that DVC has not written.
+    """
+    try:
+        found = cast(Tree, load(store, wanted))
+        rows = [(key, str(info.value)) for key, _, info in found]
+    except _NO_LIST:
+        rows = [((), "no list of files")]
+    for key, md5 in rows:
+        if (
+            not key
+            or not _HASH.fullmatch(md5)
+            or any(part in ("", ".", "..") or "\0" in part for part in key)
+        ):
+            raise VDMiniError(
+                f"DVC's list of the data {str(wanted.value)[:12]} is not as DVC writes it",
+                expected="names within the folder, and an md5 for each",
+                found=repr(("/".join(key), md5))[:120],
+                fix="look who writes to the cache and its remote",
+            )
+    return found
