@@ -18,6 +18,7 @@ MODEL = REGISTRY + "a_registered_model_that_is_not_ours_is_refused"
 REQUEST = OUTSIDE + "absurd_requests_are_refused"
 WEBHOOK = OUTSIDE + "a_webhook_to_metadata_or_this_machine_gets_nothing"
 BOUNDS = "tests/unit/test_yaml_text.py::test_"
+RECORDED = "tests/unit/test_recorded_data.py::test_"
 
 
 class Guard(NamedTuple):
@@ -204,4 +205,10 @@ GUARDS = (
     Guard("names of workspaces", "workspace ../../evil", "tasks/project.py",
           'if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):', "if False:",
           REGISTRY + "names_of_profiles_and_workspaces_are_no_paths"),
+    Guard("plain names and hashes in DVC's lists", "path traversal in a bucket's list of files",
+          "tasks/recorded_data.py", "if not (inside and _HASH.fullmatch(md5)):", "if False:",
+          RECORDED + "a_list_that_leads_elsewhere_is_refused"),
+    Guard("a hash of DVC's in a lock", "path traversal in a version's dvc.lock", "tasks/recorded_data.py",
+          "isinstance(found, str) and _FOLDER_HASH.fullmatch(found)", "True",
+          RECORDED + "a_lock_that_names_no_folder_of_dvcs_names_none"),
 )  # fmt: skip
