@@ -94,11 +94,8 @@ def _plain_list(store: HashFileDB, wanted: HashInfo) -> Tree:
     except _NO_LIST:
         rows = [((), "no list of files")]
     for key, md5 in rows:
-        if (
-            not key
-            or not _HASH.fullmatch(md5)
-            or any(part in ("", ".", "..") or "\0" in part for part in key)
-        ):
+        inside = key and not any(part in ("", ".", "..") or "\0" in part for part in key)
+        if not (inside and _HASH.fullmatch(md5)):
             raise VDMiniError(
                 f"DVC's list of the data {str(wanted.value)[:12]} is not as DVC writes it",
                 expected="names within the folder, and an md5 for each",
