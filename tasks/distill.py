@@ -101,7 +101,11 @@ def recover(job: StageJob, depth: Depth) -> StageOutcome:
             fit(job, spec, storage, found)
     found = newest_checkpoint(storage)
     if found is None or step_of(found) < job.params.distill.steps:
-        raise TrainingError("the recovery ended without its last checkpoint", found=str(storage))
+        raise TrainingError(
+            "the recovery ended without its last checkpoint",
+            found=str(storage),
+            fix="run again: it goes on from the one there is",
+        )
     seconds = time.perf_counter() - started
     rows = read_rows(found / "losses.jsonl")
     history = read_history(found)

@@ -312,7 +312,11 @@ def check_runs(denoiser: Any, settings: SamplingSettings) -> None:
             fix="choose prepare.height and prepare.width as the teacher was trained",
         ) from error
     if not torch.isfinite(sample).all():
-        raise ModelError("the teacher answers with NaN or infinite values", found="non-finite output")
+        raise ModelError(
+            "the teacher answers with NaN or infinite values",
+            found="non-finite output",
+            fix="look at its weights and `vdmini generate`; sampling.precision=fp32 where it was bf16",
+        )
 
 
 def check_prompts(job: StageJob, family: Family) -> None:

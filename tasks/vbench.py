@@ -116,7 +116,9 @@ def _write(
 def _plan(job: StageJob, settings: SamplingSettings) -> list[Video]:
     wanted = job.params.evaluate.vbench
     if wanted.suite is None or (wanted.kind == "i2v" and wanted.images is None):
-        raise ParamsError("VBench-I2V needs `evaluate.vbench.suite` and `evaluate.vbench.images`")
+        raise ParamsError(
+            "VBench-I2V needs `evaluate.vbench.suite` and `evaluate.vbench.images`", fix="set both"
+        )
     return plan_videos(
         wanted.kind,
         local_path(job.root, wanted.suite),
@@ -189,4 +191,5 @@ def _link(store: Path, out: Path, videos: Sequence[Video]) -> None:
         raise VDMiniError(
             "the folder for VBench is not whole",
             found=f"missing {found.missing[:3]}, not of the suite {found.extra[:3]}",
+            fix="run it again: videos that are there are kept; take what is not of the suite away",
         )

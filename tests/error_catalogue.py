@@ -30,6 +30,11 @@ is expected is the way out.
 """
 
 
+# Reasons for which a video is left out: they stand beside its name in sources.json and on the screen.
+OF_A_VIDEO = tuple(f"vdmini_core/data/{name}" for name in ("decode_worker", "readers", "video"))
+VIDEO = "the video is left out; mend it (for most: `ffmpeg -i OLD -c:v libx264 NEW.mp4`) or do without it"
+
+
 class Entry(NamedTuple):
     """One place in the code that can stop a user."""
 
@@ -61,7 +66,8 @@ def _of_file(tree: ast.AST, place: str) -> Iterator[Entry]:
         problem = _text(node.args[0])
         if re.fullmatch(r"<[^<>]*>", problem):  # passes on what another place says
             continue
-        yield Entry(node.func.id, place, problem, said.get("expected", ""), said.get("fix", ""))
+        fix = said.get("fix", "") or (VIDEO if place in OF_A_VIDEO else "")
+        yield Entry(node.func.id, place, problem, said.get("expected", ""), fix)
 
 
 def _text(node: ast.expr) -> str:

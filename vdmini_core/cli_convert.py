@@ -84,7 +84,11 @@ def _read_arguments(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
-        raise ModelError(f"--config: {path.name} is not JSON", found=str(error)) from None
+        raise ModelError(
+            f"--config: {path.name} is not JSON",
+            found=str(error),
+            fix="give the config.json or model_index.json of the checkpoint's own pipeline",
+        ) from None
     if not isinstance(data, dict):
         raise ModelError(
             f"--config: {path.name} is not a config", expected="a JSON object", found=repr(data)[:80]

@@ -42,7 +42,11 @@ def generate(
     if output.suffix.lower() != ".mp4":
         raise DataError("the output must be an .mp4 file", found=str(output), fix="use -o NAME.mp4")
     if not output.resolve().parent.is_dir():
-        raise DataError("the output's folder does not exist", found=str(output.parent))
+        raise DataError(
+            "the output's folder does not exist",
+            found=str(output.parent),
+            fix="make it, or name another place",
+        )
     device, number = choose(device, dtype)
     check_device(device)
     check_given(family_of(model), image, prompt)

@@ -37,14 +37,20 @@ def read_yaml_file(path: Path, yaml: YAML | None = None) -> Any:
         FileNotFoundError: when there is no such file.
     """
     if path.exists() and not path.is_file():
-        raise ParamsError(f"{path.name} is no regular file", found=str(path))
+        raise ParamsError(
+            f"{path.name} is no regular file", found=str(path), fix="put a text file in its place"
+        )
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ParamsError(f"{path.name} cannot be read", found=error.strerror or str(error)) from None
+        raise ParamsError(
+            f"{path.name} cannot be read",
+            found=error.strerror or str(error),
+            fix="give yourself the right to read it",
+        ) from None
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -73,13 +79,11 @@ def parse_yaml(text: str, origin: str, yaml: YAML | None = None) -> Any:
         _count(text, origin)
         data = (yaml or YAML(typ="safe")).load(text)
     except YAMLError as error:
-        raise ParamsError(f"{origin} is not valid YAML", found=_said(error)) from None
+        raise _invalid(origin, _said(error)) from None
     except ParamsError:
         raise
     except Exception as error:  # a tag's constructor raises what int() or a date raises
-        raise ParamsError(
-            f"{origin} is not valid YAML", found=f"{type(error).__name__}: {_said(error)}"
-        ) from None
+        raise _invalid(origin, f"{type(error).__name__}: {_said(error)}") from None
     if yaml is None:
         _check_values(data, origin)
     return data
@@ -90,6 +94,10 @@ def _said(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}: " if mark is not None else ""
     return where + (getattr(error, "problem", None) or str(error)).split("\n")[0][:200]
+
+
+def _invalid(origin: str, found: str) -> ParamsError:
+    return ParamsError(f"{origin} is not valid YAML", found=found, fix="correct what it says, or start anew")
 
 
 def _too_large(origin: str, expected: str, found: str) -> ParamsError:
@@ -105,9 +113,7 @@ def _count(text: str, origin: str) -> None:
         size, anchor = 0, None
         if isinstance(event, AliasEvent):
             if event.anchor not in sizes:
-                raise ParamsError(
-                    f"{origin} is not valid YAML", found=f"`*{event.anchor}` where no such anchor is finished"
-                )
+                raise _invalid(origin, f"`*{event.anchor}` where no such anchor is finished")
             size = sizes[event.anchor]
         elif isinstance(event, ScalarEvent):
             size, anchor = 1, event.anchor

@@ -267,4 +267,6 @@ def _databases(setup: Setup) -> None:
     try:
         postgres.make_databases(setup)
     except psycopg2.OperationalError as error:
-        raise VDMiniError("no answer", found=str(error).strip()) from None
+        raise VDMiniError(
+            "no answer", found=str(error).strip(), fix="`make services` starts it; its log says more"
+        ) from None

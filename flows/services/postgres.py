@@ -121,7 +121,11 @@ def initialise(setup: Setup) -> None:
         password.unlink()
     if done.returncode != 0:
         shutil.rmtree(data)
-        raise VDMiniError("PostgreSQL's data could not be laid out", found=done.stderr.strip()[-400:])
+        raise VDMiniError(
+            "PostgreSQL's data could not be laid out",
+            found=done.stderr.strip()[-400:],
+            fix="mend what it says, then `make services` again",
+        )
 
 
 def _refuse_other_version(data: Path, programs: Path) -> None:

@@ -137,7 +137,11 @@ def _other_parts(parts: CheckpointParts, base: Path | None, config: Mapping[str,
     """VAE and text encoder, of the checkpoint or of the base; none of a U-Net alone."""
     if base is not None:
         if parts.vae or parts.text:
-            raise ModelError("--base is for a U-Net alone", found="a checkpoint with a VAE or text encoder")
+            raise ModelError(
+                "--base is for a U-Net alone",
+                found="a checkpoint with a VAE or text encoder",
+                fix="leave --base away: the checkpoint has its own",
+            )
         parts = read_checkpoint(base)
     if not (parts.vae or parts.text) and base is None:
         return []

@@ -98,7 +98,11 @@ def clip_shape(path: Path, split: str) -> list[int]:
         raise DataError(f"{path.name} is missing", expected=str(path), found="nothing", fix=_AGAIN)
     with safe_open(path, framework="np") as shard:
         if "clips" not in shard.keys():  # noqa: SIM118  not a dict
-            raise DataError(f"{path.name} holds no tensor `clips`", found=", ".join(shard.keys()))
+            raise DataError(
+                f"{path.name} holds no tensor `clips`",
+                found=", ".join(shard.keys()),
+                fix="`vdmini prepare --force` makes the shards again",
+            )
         clips = shard.get_slice("clips")
         shape: list[int] = clips.get_shape()
         if clips.get_dtype() != "U8" or len(shape) != 5 or shape[-1] != 3:

@@ -47,7 +47,11 @@ def checked_videos(
 def _check_values(clip_FHWC: Tensor, what: str) -> None:
     bad = [i for i, frame in enumerate(clip_FHWC) if not bool(torch.isfinite(frame).all())]
     if bad:
-        raise DataError(f"{what} holds NaN or infinite values", found=f"frames {bad[:8]}")
+        raise DataError(
+            f"{what} holds NaN or infinite values",
+            found=f"frames {bad[:8]}",
+            fix="leave them out, or make them anew",
+        )
     low, high = float(clip_FHWC.min()), float(clip_FHWC.max())
     if low < -1e-3 or high > 1 + 1e-3:
         raise DataError(

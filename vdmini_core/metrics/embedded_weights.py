@@ -33,6 +33,10 @@ def load_networks() -> tuple[ClipNetwork, FrameNetwork]:
         missing, unexpected = network.load_state_dict(own, strict=False)
         lacking = [k for k in missing if not k.startswith("head.") and "num_batches" not in k]
         if lacking or unexpected:
-            raise DataError("the embedded metric weights do not fit this version", found=str(lacking[:4]))
+            raise DataError(
+                "the embedded metric weights do not fit this version",
+                found=str(lacking[:4]),
+                fix="install the package again, whole",
+            )
         network.eval().requires_grad_(False)
     return networks

@@ -188,7 +188,11 @@ class FolderSide:
             broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
             if broken.size:
                 names = ", ".join(str(self._root / chunk[i].name) for i in broken)
-                raise DataError(f"`{extract.name}` gives NaN or infinite features", found=names)
+                raise DataError(
+                    f"`{extract.name}` gives NaN or infinite features",
+                    found=names,
+                    fix="look at these videos, and leave them out",
+                )
             yield chunk, features
 
     def _demand(self, found: int) -> None:

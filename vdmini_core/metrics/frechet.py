@@ -183,7 +183,11 @@ def checked_features(features: ArrayLike, what: str, least: int = 2) -> Array:
     if not np.isfinite(total):
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if bad.size:
-            raise DataError(f"{what} holds non-finite values", found=f"clips {bad[:8].tolist()}")
+            raise DataError(
+                f"{what} holds non-finite values",
+                found=f"clips {bad[:8].tolist()}",
+                fix="leave these clips out",
+            )
     return values
 
 

@@ -104,6 +104,7 @@ def paired_permutation_test(a: PerClip, b: PerClip, seed: int = 0, rounds: int =
         raise DataError(
             "values that are not finite cannot be tested",
             found=str(np.flatnonzero(~np.isfinite(difference))[:8]),
+            fix="leave these clips out of both sides",
         )
     rng, seen = np.random.default_rng(seed), abs(difference.sum())
     flips = rng.integers(0, 2, (rounds, len(difference)), dtype=np.int8) * 2 - 1

@@ -118,7 +118,11 @@ def checked_output(path: Path) -> Path:
         DataError: for another suffix, or a folder that is not there.
     """
     if path.suffix != SUFFIX:
-        raise DataError(f"statistics are written to a {SUFFIX} file", found=str(path))
+        raise DataError(
+            f"statistics are written to a {SUFFIX} file", found=str(path), fix=f"name it *{SUFFIX}"
+        )
     if not path.resolve().parent.is_dir():
-        raise DataError("the output's folder does not exist", found=str(path.parent))
+        raise DataError(
+            "the output's folder does not exist", found=str(path.parent), fix="make it, or name another"
+        )
     return path

@@ -100,7 +100,11 @@ def _read_file(file: Path, kind: str) -> dict[str, float]:
     try:
         data: Any = read_json_file(file)
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} is not a result file of VBench", found=str(error)) from None
+        raise DataError(
+            f"{file} is not a result file of VBench",
+            found=str(error),
+            fix="give what VBench wrote, *_eval_results.json",
+        ) from None
     if not isinstance(data, dict):
         return {}
     for dimension, entry in data.items():

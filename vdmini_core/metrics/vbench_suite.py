@@ -99,6 +99,7 @@ def _merged(entries: Sequence[Entry], path: Path) -> list[Entry]:
             raise DataError(
                 f"the suite {path} names two images for one prompt, whose videos would share their names",
                 found=f"{entry.prompt!r}: {known.image}, {entry.image}",
+                fix="give one of them another prompt, or take it out",
             )
         together = tuple(dict.fromkeys((*known.dimensions, *entry.dimensions)))
         by_prompt[entry.prompt] = Entry(entry.prompt, together, entry.image)
@@ -116,7 +117,11 @@ def image_folder(images: Path, size: tuple[int, int] | None) -> Path:
         DataError: when it is not there, or holds ratios and no size is given.
     """
     if not images.is_dir():
-        raise DataError("the folder of first frames is not there", found=str(images))
+        raise DataError(
+            "the folder of first frames is not there",
+            found=str(images),
+            fix="set evaluate.vbench.images to it",
+        )
     ratios = {
         path: int(found[1]) / int(found[2])
         for path in sorted(images.iterdir())

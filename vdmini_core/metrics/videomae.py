@@ -69,12 +69,18 @@ def _load(weights: str | Path) -> tuple[Any, Any, str]:
         kind: Any = VideoMAEForVideoClassification if pooled else VideoMAEModel
         model, facts = kind.from_pretrained(where, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{weights} is no VideoMAE model", found=str(error).split("\n")[0]) from error
+        raise DataError(
+            f"{weights} is no VideoMAE model",
+            found=str(error).split("\n")[0],
+            fix="give a folder with config.json and model.safetensors",
+        ) from error
     # `transformers` draws at random what a file lacks, with no more than a warning.
     lacking = sorted(k for k in facts["missing_keys"] if not k.startswith(("classifier.", "fc_norm.")))
     if lacking:
         found = f"{len(lacking)} missing: {', '.join(lacking[:3])}"
-        raise DataError(f"{weights} lacks weights of a VideoMAE model", found=found)
+        raise DataError(
+            f"{weights} lacks weights of a VideoMAE model", found=found, fix="download the whole folder again"
+        )
     model = model.eval().requires_grad_(False)
     if not pooled:
         return model, torch.nn.Identity(), "last hidden states, final norm, mean over places and time"

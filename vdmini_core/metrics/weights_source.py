@@ -94,7 +94,11 @@ def cached(address: str, sha256: str | None, fetch: Callable[[Path], None]) -> P
         try:
             fetch(part)
         except OSError as error:
-            raise DataError("the weights cannot be fetched", found=f"{address}: {error}") from error
+            raise DataError(
+                "the weights cannot be fetched",
+                found=f"{address}: {error}",
+                fix="look at address and network, or give a file",
+            ) from error
         fix = "check address and sha256; nothing was kept"
         _demand_sha256(part, sha256, "the weights that came are other ones", f"from {address}", fix)
         part.replace(target)
@@ -158,6 +162,10 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
             found=unreadable(error),
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DataError(f"{path.name} holds no state dict", found=type(state).__name__)
+        raise DataError(
+            f"{path.name} holds no state dict",
+            found=type(state).__name__,
+            fix="give a file of tensors by name",
+        )
     demand_held(path, state)
     return state

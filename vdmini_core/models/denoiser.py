@@ -102,7 +102,11 @@ def load_denoiser(
         counts = "; ".join(
             f"{len(names)} {key.split('_')[0]}: {sorted(map(str, names))[0]}" for key, names in wrong.items()
         )
-        raise ModelError(f"the weights in {folder} are not those of its config.json", found=counts)
+        raise ModelError(
+            f"the weights in {folder} are not those of its config.json",
+            found=counts,
+            fix="take both from the same download",
+        )
     model.eval().requires_grad_(False)
     if not mapped:
         own_memory(model.to(device))

@@ -218,7 +218,9 @@ class UNet3DFpsConditionModel(UNet3DConditionModel):
                     found=f"shape {tuple(given.shape)}",
                 )
         if motion is not None and guidance is None:
-            raise ModelError("`motion_cond` needs `timestep_cond` beside it", found="motion_cond alone")
+            raise ModelError(
+                "`motion_cond` needs `timestep_cond` beside it", found="motion_cond alone", fix="give both"
+            )
 
 
 def guidance_embedding(scale_B: Tensor, width: int = 256) -> Tensor:

@@ -357,7 +357,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelError(f"{path.name} is missing", expected=str(path)) from None
     except ValueError as error:
-        raise ModelError(f"{path.name} is not JSON", found=str(error)) from None
+        raise ModelError(f"{path.name} is not JSON", found=str(error), fix="download it again") from None
     if not isinstance(data, dict):
         raise ModelError(f"{path.name} is not a config", expected="a JSON object", found=type(data).__name__)
     return data

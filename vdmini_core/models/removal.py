@@ -49,7 +49,9 @@ def canonical_units(unet: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
         )
     whole_inner = set(inner) <= set(wanted)
     if whole_inner and (reason := topology.inner_reason(unet)):
-        raise PlanError(f"{', '.join(inner)} cannot be removed", found=reason)
+        raise PlanError(
+            f"{', '.join(inner)} cannot be removed", found=reason, fix="leave it out of the units to remove"
+        )
     chosen: set[str] = set(inner) if whole_inner else set()
     for name in wanted:
         if whole_inner and topology.block_of(name) in inner:
@@ -95,11 +97,13 @@ def paper_units(unet: nn.Module) -> tuple[str, ...]:
     """
     count = topology.levels(unet)
     if count < 3:
-        raise PlanError("the paper's recipe needs three levels or more", found=f"{count} levels")
+        raise PlanError(
+            "the paper's recipe needs three levels or more", found=f"{count} levels", fix="use recipe: auto"
+        )
     kept = (f"D.{count - 2}", "U.1", *topology.inner_blocks(unet))
     second = [pair.name for pair in topology.pairs(unet) if pair.index == 1 and pair.block not in kept]
     if len(second) != 2 * (count - 2):
-        raise PlanError("the paper's recipe needs two pairs or more in every block")
+        raise PlanError("the paper's recipe needs two pairs or more in every block", fix="use recipe: auto")
     return canonical_units(unet, [*second, *topology.inner_blocks(unet)])
 
 

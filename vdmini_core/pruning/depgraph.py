@@ -49,7 +49,11 @@ def step_scores(denoiser: nn.Module) -> dict[str, float]:
         PlanError: without weights, or without Torch-Pruning.
     """
     if next(denoiser.parameters()).is_meta:
-        raise PlanError("recipe: depgraph needs weights", found="a config alone")
+        raise PlanError(
+            "recipe: depgraph needs weights",
+            found="a config alone",
+            fix="give a teacher with weights, or recipe: paper",
+        )
     scores = {}
     for place in inner_widths(denoiser):
         values = channel_importance(denoiser.get_submodule(place.path))

@@ -80,7 +80,9 @@ class Plan:
             removed, notes = (tuple(str(x) for x in data[key]) for key in ("removed", "notes"))
             numbers = {key: int(data[key]) for key in names if key.endswith(("_params", "_flops"))}
         except (TypeError, ValueError, AttributeError) as error:
-            raise PlanError("this is not a plan", found=str(error)) from None
+            raise PlanError(
+                "this is not a plan", found=str(error), fix="`vdmini plan` writes one: plan.json"
+            ) from None
         return cls(
             recipe=str(data["recipe"]),
             removed=removed,

@@ -91,7 +91,7 @@ def _checked(choices: dict[str, Any]) -> PlanParams:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         problem = str(first["msg"]).removeprefix("Value error, ")
-        raise PlanError(f"{where}: {problem}" if where else problem) from None
+        raise PlanError(f"{where}: {problem}" if where else problem, fix="correct this option") from None
 
 
 def _sensitivity(path: Path) -> dict[str, Any]:
@@ -115,5 +115,7 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         found = read_json_file(path)
     except (OSError, ValueError) as error:
-        raise PlanError(f"{path} cannot be read as JSON", found=str(error)) from None
+        raise PlanError(
+            f"{path} cannot be read as JSON", found=str(error), fix="`vdmini profile --force` writes it anew"
+        ) from None
     return found if isinstance(found, dict) else {}

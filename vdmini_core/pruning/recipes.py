@@ -338,7 +338,11 @@ def _random_order(cuts: Sequence[Cut], seed: int) -> list[int]:
 def _magnitude_order(denoiser: nn.Module, cuts: Sequence[Cut], units: Sequence[Unit]) -> list[int]:
     """Smallest root mean square weight first (L2 criterion per parameter, paper Table 3)."""
     if next(denoiser.parameters()).is_meta:
-        raise PlanError("recipe: magnitude needs weights", found="a config alone")
+        raise PlanError(
+            "recipe: magnitude needs weights",
+            found="a config alone",
+            fix="give a teacher with weights, or recipe: paper",
+        )
     paths = {unit.name: unit.modules for unit in units}
     known = [cut for cut in cuts if all(name in paths for name in cut.units)]
     scores = {}

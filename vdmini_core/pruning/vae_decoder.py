@@ -100,7 +100,11 @@ class DecoderPlan:
                 data[key] = tuple(data[key])
             return cls(**data)
         except (TypeError, KeyError) as error:
-            raise PlanError(f"{path.name} is not a plan of a VAE decoder", found=str(error)) from None
+            raise PlanError(
+                f"{path.name} is not a plan of a VAE decoder",
+                found=str(error),
+                fix="`vdmini plan --force` writes it anew",
+            ) from None
 
 
 def plan_decoder(vae: Any, settings: SamplingSettings, recipe: str) -> DecoderPlan:

@@ -27,7 +27,10 @@ def meta_batch(family: Family, denoiser: Any, settings: SamplingSettings, clips:
     elif "cross_attention_dim" in config:
         given = _of_unet(denoiser, settings, clips)
     else:
-        raise ModelError(f"the cost of recovering a {type(denoiser).__name__} is not known yet")
+        raise ModelError(
+            f"the cost of recovering a {type(denoiser).__name__} is not known yet",
+            fix="measure some steps with `vdmini distill --set distill.steps=5`",
+        )
     frames = settings.latent_frames
     frames += -frames % (config.get("patch_size_t") or 1)  # CogVideoX 1.5 fills its tokens' frames
     shape = (clips, frames, config.out_channels, height, width)
@@ -84,4 +87,7 @@ def _of_transformer(denoiser: Any, settings: SamplingSettings, clips: int) -> di
     if "text_dim" in config and config.get("image_dim") is None:  # Wan
         text = torch.zeros(clips, tokens, config.text_dim, device="meta")
         return {"text": text, "negative_text": torch.zeros_like(text)}
-    raise ModelError(f"the cost of recovering a {type(denoiser).__name__} is not known yet")
+    raise ModelError(
+        f"the cost of recovering a {type(denoiser).__name__} is not known yet",
+        fix="measure some steps with `vdmini distill --set distill.steps=5`",
+    )

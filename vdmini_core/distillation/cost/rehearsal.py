@@ -273,7 +273,9 @@ def _checkpointed(model: nn.Module, device: Kind, bf16: bool) -> nn.Module:
         enable(again)
     except ValueError as error:
         raise ModelError(
-            f"{type(model).__name__} does not support activation checkpointing", found=str(error)
+            f"{type(model).__name__} does not support activation checkpointing",
+            found=str(error),
+            fix="set distill.activation_checkpointing=false",
         ) from None
     return model
 
