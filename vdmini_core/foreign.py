@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
+import stat
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,10 @@ HEADER_BYTES = 16 * 2**20  # of safetensors: names some 100,000 tensors; the lib
 JSON_BYTES = 64 * 2**20  # vocabularies have some 30 MB, configs some kB
 # Keys of configs by which the libraries import code or read files that lie elsewhere.
 CODE_KEYS = frozenset({"auto_map", "custom_pipeline", "custom_pipelines", "transformers_weights"})
-KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation"})  # OWNER/NAME is code from the hub
+# Keys whose value, or a text within it, may be OWNER/NAME: code from the hub (attn_, experts_implementation).
+KERNEL_KEY = re.compile(r".*_implementation(_internal)?")
+LAYERS_KEY = re.compile(r".*layers(_per_block)?|depth|num_blocks")
+MAX_LAYERS = 1000  # of one kind; the largest video models have some sixty
 ADAPTER = "adapter_config.json"  # names another model, which transformers would load in its place
 
 
@@ -46,9 +51,23 @@ def read_json_file(path: Path) -> Any:
         ValueError: when it is too large or not JSON.
         OSError: when it cannot be read.
     """
-    if (size := path.stat().st_size) > JSON_BYTES:
-        raise ValueError(f"{size:,} bytes, more than {JSON_BYTES:,}")
-    return parse_json(path.read_bytes())
+    return parse_json(read_bounded(path, JSON_BYTES))
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """A regular file of at most so many bytes: a pipe would never end, a device never be empty.
+
+    Raises:
+        ValueError: when it is neither.
+        OSError: when it cannot be read.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
+        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+            raise ValueError("this is no regular file")
+        found = handle.read(most + 1)
+    if len(found) > most:
+        raise ValueError(f"more than {most:,} bytes")
+    return found
 
 
 def is_plain_name(name: object) -> bool:
@@ -130,6 +149,7 @@ def demand_plain_config(path: Path) -> None:
         config = read_json_file(path)
     except (OSError, ValueError):
         return
+    demand_few_layers(config, f"{path.parent.name}/{path.name}")
     todo = [config]
     while todo:
         item = todo.pop()
@@ -138,7 +158,7 @@ def demand_plain_config(path: Path) -> None:
         if not isinstance(item, dict):
             continue
         for key, value in item.items():
-            remote = key in KERNEL_KEYS and isinstance(value, str) and "/" in value
+            remote = KERNEL_KEY.fullmatch(key) and any("/" in text for text in _texts(value))
             if (key in CODE_KEYS and value) or remote:
                 raise ModelError(
                     f"{path.parent.name}/{path.name} asks for code or files from elsewhere",
@@ -147,6 +167,38 @@ def demand_plain_config(path: Path) -> None:
                     fix="take the key out where you trust the rest; code from a model directory is never run",
                 )
             todo.append(value)
+
+
+def demand_few_layers(config: Any, name: str) -> None:
+    """Refuse a config by which a class would build modules until the memory is full.
+
+    Raises:
+        ModelError: naming the key.
+    """
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if not LAYERS_KEY.fullmatch(key):
+            continue
+        counts = value if isinstance(value, list) else [value]
+        if any(isinstance(count, int | float) and count > MAX_LAYERS for count in counts):
+            raise ModelError(
+                f"{name} asks for more layers than any model has",
+                expected=f"at most {MAX_LAYERS}",
+                found=f"{key}: {value}"[:120],
+                fix="download it again; if it stays so, the file is not what it says",
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value, keys of mappings too."""
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list):
+            todo += item
+        elif isinstance(item, dict):
+            todo += [*item, *item.values()]
 
 
 def demand_own_shards(index: Path) -> None:

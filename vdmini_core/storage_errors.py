@@ -20,23 +20,29 @@ _CLOSED_WORDS = (
 def storage_error(error: BaseException) -> VDMiniError | None:
     """The plain error where a full or closed disk is at the bottom of another one; None where it is not."""
     for one in _with_causes(error):
-        text = str(one).strip().split("\n")[0]
         number = one.errno if isinstance(one, OSError) else None
         if number in _FULL or any(words in str(one).lower() for words in _FULL_WORDS):
             return VDMiniError(
                 "the disk is full",
                 expected="room for what a stage writes",
-                found=text,
+                found=_line(one),
                 fix="make room, then run the same command again: it goes on where it stopped",
             )
         if number in _CLOSED or any(words in str(one).lower() for words in _CLOSED_WORDS):
             return VDMiniError(
                 "a file or folder is closed to this user",
                 expected="permission to read what a stage reads and to write what it writes",
-                found=text,
+                found=_line(one),
                 fix="give it, or choose another folder, then run the same command again",
             )
     return None
+
+
+def _line(error: BaseException) -> str:
+    """The line that tells it, or the first: SQLAlchemy begins with what it was at."""
+    lines = str(error).strip().split("\n")
+    words = (*_FULL_WORDS, *_CLOSED_WORDS)
+    return next((line for line in lines if any(word in line.lower() for word in words)), lines[0])
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -87,7 +88,8 @@ def tell(folder: Path, words: list[str], first_mib: float, seed: int) -> dict[st
 
 def _once(story: Story, words: list[str], disk: Disk) -> dict[str, Any]:
     done = story.command(str(VDMINI), *words)
-    said = done.stderr[done.stderr.rfind("error:") :] if "error:" in done.stderr else done.stderr[-2000:]
+    *_, said = re.split(r"^(?=error: )", done.stderr, flags=re.MULTILINE)
+    said = said if said.startswith("error: ") else done.stderr[-2000:]
     clear = done.stderr.count("Traceback") == 0 and ("disk is full" in said or "is closed to this" in said)
     left = [f"{len(left)} processes"] if (left := story.left()) else []
     return {

@@ -91,7 +91,9 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Receiv
         "http://169.254.169.254/latest", "http://[fe80::1]/", "http://[::ffff:169.254.169.254]/",
         "http://[fd00:ec2::254]/", "http://100.100.100.200/", "http://[64:ff9b::a9fe:a9fe]/",
         "http://metadata.google.internal./", "http://0.0.0.0/", "http://localhost/", "http://a.localhost./",
-        "http://[::1]/", "http://224.0.0.1/", "file:///etc/hostname", "ftp://example.org/", "http:///x",
+        "http://192.0.0.192/", "http://168.63.129.16/", "http://metadata/", "http://instance-data/",
+        "http://[2002:a9fe:a9fe::]/", "http://[::1]/", "http://224.0.0.1/",
+        "file:///etc/hostname", "ftp://example.org/", "http:///x",
     ],
 )  # fmt: skip
 def test_a_webhook_to_metadata_or_this_machine_gets_nothing(
@@ -123,6 +125,20 @@ def test_a_name_that_resolves_to_this_machine_gets_nothing(
     assert "leads to this machine" in capsys.readouterr().err
     monkeypatch.setenv(ALLOW_LOCAL, "1")
     assert notices.notify("promoted", "x") and len(server.got) == 1
+
+
+def test_this_machines_own_address_on_a_network_gets_nothing(
+    receiver: Callable[..., Receiver], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, real = receiver(), socket.create_connection
+    own = ("198.18.0.7", 4000)
+    made = SimpleNamespace(getpeername=lambda: own, getsockname=lambda: own, close=lambda: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "create_connection", lambda *_, **__: made)
+        patch.setenv(notices.WEBHOOK, "http://198.18.0.7:4000/")
+        assert not notices.notify("promoted", "x")
+    assert "leads to this machine" in capsys.readouterr().err and socket.create_connection is real
+    assert not server.got
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])

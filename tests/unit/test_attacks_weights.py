@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import ast
 import json
+import math
+import os
 import pickle
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +23,14 @@ import torch
 from attack_toys import INDEX, ONE, Malice, pipeline_folder, safetensors
 
 from tasks.teacher import copy_pipeline
+from vdmini_core.artifacts import read_json
 from vdmini_core.bundled import bundled_teacher_path
 from vdmini_core.convert.checkpoint import read_checkpoint
 from vdmini_core.errors import DataError, ModelError, VDMiniError
+from vdmini_core.foreign import read_json_file
 from vdmini_core.metrics.weights_source import load_state_dict
 from vdmini_core.models.denoiser import load_denoiser
+from vdmini_core.models.inspect import inspect_model
 from vdmini_core.models.pipeline_dir import check_directory, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,6 +114,10 @@ def written(name: str, data: Any) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_text(json.dumps(data)) and None
 
 
+def beside(name: str, folder: Path) -> None:
+    (folder / name).touch()
+
+
 SHARDS = "unet/diffusion_pytorch_model.safetensors.index.json"
 DIRECTORIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "pipeline class": (index_with(_class_name=["evil", "Pipeline"]), "class that is not supported"),
@@ -118,7 +129,25 @@ DIRECTORIES: dict[str, tuple[Callable[[Path], None], str]] = {
         written("image_encoder/config.json", {"vision": [{"auto_map": {"AutoModel": "e--r.M"}}]}),
         "code or files",
     ),
-    "kernels": (written("image_encoder/config.json", {"attn_implementation": "evil/k:f"}), "code or files"),
+    **{
+        f"kernels by {key}": (written("image_encoder/config.json", {key: "evil/k:f"}), "code or files")
+        for key in (
+            *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),
+            "experts_implementation",
+        )
+    },
+    "kernels of a part": (
+        written("image_encoder/config.json", {"attn_implementation": {"": "evil/k:f"}}),
+        "code or files",
+    ),
+    **{
+        key: (written("image_encoder/config.json", {"deep": {key: "evil/k"}}), "code or files")
+        for key in ("custom_pipeline", "custom_pipelines", "transformers_weights")
+    },
+    "code of a part": (lambda folder: (folder / "unet" / "diffusers.py").touch(), "holds code"),
+    "layers": (written("unet/config.json", {"layers_per_block": 10**9}), "more layers than any model"),
+    "layers of a block": (written("unet/config.json", {"layers_per_block": [2, 20_000]}), "more layers than"),
+    "part of parts": (index_with(unet=[["a"], {}]), "foreign class"),
     "tokenizer": (
         written("feature_extractor/preprocessor_config.json", {"auto_map": {"AutoProcessor": "evil.P"}}),
         "code or files",
@@ -129,6 +158,10 @@ DIRECTORIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "shard a pickle": (written(SHARDS, {"weight_map": {"a": "w.bin"}}), "names files that are no"),
     "shards of shards": (written(SHARDS, {"weight_map": [{}]}), "no index of weights"),
     "pickle beside": (lambda folder: (folder / "vae" / "x.bin").touch(), "pickled weights beside"),
+    **{
+        f"pickle {suffix}": (partial(beside, f"vae/x{suffix}"), "pickled weights beside")
+        for suffix in (".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+    },
 }
 
 
@@ -143,6 +176,52 @@ def test_a_pipeline_that_names_code_or_files_elsewhere_is_refused(attack: str, c
     with pytest.raises(ModelError, match=why):
         copy_pipeline(folder, Path("out"))
     assert not canary.exists() and not Path("out").exists()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "unet/z_config.json", SHARDS])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_config_that_never_ends_is_refused(kind: str, name: str) -> None:
+    folder = pipeline_folder(Path("model"))
+    (folder / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("/dev/zero")
+    for read in (read_json_file, read_json):
+        with pytest.raises((ValueError, VDMiniError), match="no regular file"):
+            read(folder / name)
+    if name != "unet/z_config.json":  # not one that is read
+        with pytest.raises(ModelError):
+            inspect_model(folder)
+            check_directory(folder)
+    else:
+        check_directory(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("unet/config.json", {"num_attention_heads": 0}),
+        ("unet/config.json", {"block_out_channels": "abcd"}),
+        ("unet/config.json", {"block_out_channels": [32, 64], "layers_per_block": 10**9}),
+        ("unet/config.json", {"layers_per_block": 20_000}),
+        ("unet/config.json", {"sample_size": [8], "num_frames": "x"}),
+        ("vae/config.json", {"block_out_channels": []}),
+        ("vdmini.json", {"num_frames": 10**9}),
+        ("vdmini.json", {"num_frames": 0}),
+        ("vdmini.json", {"fps": math.nan}),
+        ("vdmini.json", {"width": math.inf}),
+        ("vdmini.json", {"height": True}),
+    ],
+    ids=lambda part: part if isinstance(part, str) else json.dumps(part),
+)
+def test_hostile_sizes_are_refused_in_words(name: str, changes: dict[str, Any]) -> None:
+    shutil.copytree(bundled_teacher_path("mini"), "model")
+    path = Path("model") / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ModelError):
+        inspect_model(Path("model"))
 
 
 @pytest.mark.parametrize(
@@ -219,10 +298,15 @@ def test_the_code_never_asks_a_library_to_run_what_it_reads() -> None:
     wrong = []
     for path, tree in product():
         place = path.relative_to(ROOT).as_posix()
+        called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
         for node in ast.walk(tree):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
                 wrong += [f"{place}: {n}" for n in names & {"pickle", "dill", "joblib", "marshal", "shelve"}]
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load" and node not in called:
+                wrong.append(f"{place}: torch.load handed on")
+            if isinstance(node, ast.ImportFrom) and node.module == "torch":
+                wrong += [f"{place}: torch.load by its name"] * ("load" in {a.name for a in node.names})
             if not isinstance(node, ast.Call):
                 continue
             call, told = ast.unparse(node.func), {word.arg: word.value for word in node.keywords}

@@ -74,6 +74,8 @@ def test_captions_lie_beside_the_videos_or_in_a_table(tmp_path: Path) -> None:
         ("captions.jsonl", '{"file": "a.mp4", "prompt": 3}\n', "both text"),
         ("captions.jsonl", "{", "line 1 is no caption"),
         ("a.txt", b"\xff\xfe\xff", "cannot be read"),
+        ("captions.csv", "file,prompt\na.mp4," + "b" * 140_000, "line 1.*\n.*fewer than 131,072"),
+        ("captions.csv", "file,prompt\na.mp4,b\n" + "c" * 140_000, "is no caption"),
     ],
 )
 def test_bad_captions_are_named(tmp_path: Path, name, text, told) -> None:
@@ -92,3 +94,10 @@ def test_prompts_are_stored_in_the_clips_order_and_missing_ones_are_named(tmp_pa
         load_prompts(tmp_path, "train")
     with pytest.raises(DataError, match="run `vdmini prepare`"):
         load_prompts(tmp_path, "test")
+
+
+def test_a_text_beside_a_video_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "a.txt").open("wb") as handle:
+        handle.truncate(65 * 2**20)  # takes no room on the disk; 50 GB would do, too
+    with pytest.raises(DataError, match=r"cannot be read\n.*64 MiB at most"):
+        read_captions(tmp_path, ["a.mp4"], "files")

@@ -18,7 +18,7 @@ import numpy as np
 
 from vdmini_core.data import scene as sc
 from vdmini_core.errors import DataError
-from vdmini_core.foreign import parse_json
+from vdmini_core.foreign import JSON_BYTES, parse_json, read_bounded
 
 TABLES = ("captions.csv", "captions.jsonl")
 LONGEST = 10_000  # characters of a caption; text encoders read some hundred
@@ -137,7 +137,14 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     if not {"file", "prompt"} <= set(reader.fieldnames or ()):
         raise _bad(path, 1, "a header with the columns `file` and `prompt`", str(reader.fieldnames))
-    for row in reader:
+    rows = iter(reader)
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:  # a field without end
+            raise _bad(path, reader.line_num, "fields of fewer than 131,072 characters", str(error)) from None
+        if row is None:
+            return
         yield reader.line_num, row
 
 
@@ -154,9 +161,13 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read", expected="text in UTF-8", found=str(error)) from None
+        return read_bounded(path, JSON_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read",
+            expected=f"text in UTF-8, {JSON_BYTES >> 20} MiB at most",
+            found=str(error),
+        ) from None
 
 
 def _clean(text: str) -> str:

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from vdmini_core.errors import DataError
+from vdmini_core.foreign import parse_json
 
 Array = NDArray[np.float64]
 LEAST_PIVOT = 1e-6  # of the largest: below it a covariance counts as near-singular (condition 1e12)
@@ -80,12 +81,19 @@ class GaussianStats:
 
     @classmethod
     def load(cls, path: Path) -> tuple[GaussianStats, dict[str, Any]]:
-        """Read what `save` wrote: the statistics and their passport."""
+        """Read what `save` wrote: the statistics and their passport.
+
+        Raises:
+            ValueError: for other shapes, or a passport that is no JSON.
+            SafetensorError, OSError: for a file that is none, or cannot be read.
+        """
         with safe_open(path, framework="numpy") as handle:
-            loaded = cls(handle.get_tensor("mean").size)
-            loaded.n = int(handle.get_tensor("n")[0])
-            loaded.mean, loaded.scatter = handle.get_tensor("mean"), handle.get_tensor("scatter")
-            return loaded, json.loads((handle.metadata() or {}).get("passport", "{}"))
+            mean, scatter, n = (handle.get_tensor(name) for name in ("mean", "scatter", "n"))
+            if mean.ndim != 1 or scatter.shape != (mean.size, mean.size) or n.shape != (1,):
+                raise ValueError(f"mean {mean.shape}, scatter {scatter.shape}, n {n.shape}")
+            loaded = cls(0)
+            loaded.n, loaded.mean, loaded.scatter = int(n[0]), mean, scatter
+            return loaded, parse_json((handle.metadata() or {}).get("passport", "{}"))
 
 
 def frechet_distance(a: ArrayLike | GaussianStats, b: ArrayLike | GaussianStats, ddof: int = 1) -> float:

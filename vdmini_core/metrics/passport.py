@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 import vdmini_core
 from vdmini_core.errors import DataError
 
@@ -95,12 +97,32 @@ class Passport:
         if not isinstance(data, Mapping):
             raise DataError(f"{what} cannot be read", expected="a mapping of fields", found=repr(data)[:80])
         own = _checked(dict(data), cls, what)
-        for name in ("real", "generated"):
-            if own[name] is not None:
-                side = _checked(own[name], Side, f"{what}: {name}")
-                own[name] = Side(**side | {"decoders": tuple(side["decoders"])})
-        pairs = {name: tuple(sorted(own[name].items())) for name in ("options", "versions")}
-        return cls(**own | pairs | {"size": tuple(own["size"])})
+        try:
+            for name in ("real", "generated"):
+                if own[name] is not None:
+                    side = _checked(own[name], Side, f"{what}: {name}")
+                    own[name] = Side(**side | {"decoders": tuple(side["decoders"])})
+            pairs = {name: tuple(sorted(own[name].items())) for name in ("options", "versions")}
+            found = cls(**own | pairs | {"size": tuple(own["size"])})
+            _TYPES.validate_python(asdict(found))
+        except (TypeError, AttributeError, ValueError) as error:  # pydantic's own is a ValueError
+            raise DataError(
+                f"{what} cannot be read",
+                expected="fields of the types that this version writes",
+                found=_said(error),
+                fix="measure again with this version",
+            ) from None
+        return found
+
+
+_TYPES = TypeAdapter(Passport)
+
+
+def _said(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)[:200]
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:200]
 
 
 def _checked(data: Any, kind: type, what: str) -> dict[str, Any]:

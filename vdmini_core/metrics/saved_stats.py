@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from vdmini_core.errors import DataError
+from vdmini_core.errors import DataError, ModelError
+from vdmini_core.foreign import demand_header
 from vdmini_core.metrics.frechet import GaussianStats
 from vdmini_core.metrics.passport import Passport
 
@@ -62,7 +64,12 @@ def load_stats(path: Path) -> Saved:
     if not path.is_file():
         raise DataError(f"{path} is not there", expected=_MADE_BY)
     try:
+        demand_header(path)
         stats, raw = GaussianStats.load(path)
+    except ModelError as error:
+        raise DataError(
+            f"{path} holds no statistics", expected=_MADE_BY, found=error.problem, fix=error.fix
+        ) from None
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(
             f"{path} holds no statistics", expected=_MADE_BY, found=str(error).split("\n")[0]
@@ -79,8 +86,21 @@ def _asked(raw: Any) -> Asked:
     """Statistics may not tell: then nothing is applied, and the sides must agree as they are."""
     if not isinstance(raw, Mapping):
         return Asked()
-    size = raw.get("size")
-    return Asked(raw.get("fps"), None if size is None else (int(size[0]), int(size[1])))
+    fps, size = raw.get("fps"), raw.get("size")
+    try:
+        found = Asked(
+            None if fps is None else float(fps), None if size is None else (int(size[0]), int(size[1]))
+        )
+        if found.fps is not None and not 0 < found.fps < math.inf:
+            raise ValueError
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError):
+        raise DataError(
+            "the passport does not say what was asked for",
+            expected="`asked`: fps, a number above 0, and size, (height, width)",
+            found=repr(dict(raw))[:120],
+            fix="make the statistics again with `fvd-stats`",
+        ) from None
+    return found
 
 
 def _check(stats: GaussianStats, passport: Passport, path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 from torch import nn
 
-from vdmini_core.errors import ModelError
+from vdmini_core.errors import ModelError, VDMiniError
+from vdmini_core.foreign import demand_few_layers
 from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.models.flops import decoder_flops, denoiser_flops
 from vdmini_core.models.pipeline_dir import (
@@ -167,18 +169,36 @@ def load_architecture(
             expected=f"a pipeline directory, or {', '.join(BUILT_IN)}",
             found=found_at(directory, INDEX),
         )
-    index = read_index(directory)
-    parts = (denoiser_part(index), "vae")
-    for part in parts:
-        check_class(part, index.get(part), PIPELINES[index["_class_name"]][part][0])
-    configs = {part: read_config(directory / part / "config.json") for part in parts}
-    denoiser, vae = (_on_meta(index, part, configs[part]) for part in parts)
-    return family_of(directory), denoiser, vae, load_settings(directory)
+    with _from_configs(directory):
+        index = read_index(directory)
+        parts = (denoiser_part(index), "vae")
+        for part in parts:
+            check_class(part, index.get(part), PIPELINES[index["_class_name"]][part][0])
+        configs = {part: read_config(directory / part / "config.json") for part in parts}
+        denoiser, vae = (_on_meta(index, part, configs[part]) for part in parts)
+        return family_of(directory), denoiser, vae, load_settings(directory)
+
+
+@contextmanager
+def _from_configs(name: Path | str) -> Iterator[None]:
+    """Configs are anyone's, and classes raise whatever comes of them: said as one error."""
+    try:
+        yield
+    except VDMiniError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the configs in {name} make no model",
+            expected="configs as the model's class writes them",
+            found=f"{type(error).__name__}: {error}".split("\n")[0][:200],
+            fix="download them again; if it stays so, they are not those of these classes",
+        ) from error
 
 
 def _on_meta(index: Mapping[str, Any], part: str, config: Mapping[str, Any]) -> nn.Module:
     """A part without memory, of the class that the index names."""
     library, name = index[part]
+    demand_few_layers(config, f"{part}/config.json")
     return build_on_meta(getattr(importlib.import_module(library), name), config)
 
 
@@ -209,10 +229,16 @@ def inspect_model(
             "there is no such granularity", expected=", ".join(get_args(Granularity)), found=granularity
         )
     family, unet, vae, own = load_architecture(directory_or_name)
-    used = settings or own
+    with _from_configs(directory_or_name):
+        return _counted(Path(directory_or_name).name, family, unet, vae, settings or own, granularity)
+
+
+def _counted(
+    name: str, family: Family, unet: nn.Module, vae: Any, used: SamplingSettings, granularity: str
+) -> dict[str, Any]:
     decoder: Any = vae.decoder
     return {
-        "name": Path(directory_or_name).name,
+        "name": name,
         "family": family.name,
         "denoiser": {
             "class": type(unet).__name__,

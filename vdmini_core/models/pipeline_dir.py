@@ -17,6 +17,7 @@ from vdmini_core.foreign import (
 
 INDEX = "model_index.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+CODE = ("diffusers.py", "transformers.py", "vdmini_core.py")
 VARIANT = "fp16"
 # Part -> (library, class) pairs that may fill it; weights None: the part has a config only.
 Class = tuple[str, str] | tuple[None, None]
@@ -249,6 +250,14 @@ def check_configs(folder: Path) -> None:
             found=ADAPTER,
             fix="merge the adapter into its model and save that; or delete the file if the weights are whole",
         )
+    # diffusers takes PART/LIBRARY.py for that library; this version refuses it, another might not
+    if code := [name for name in CODE if (folder / name).exists()]:
+        raise ModelError(
+            f"{folder.name} holds code under a library's name",
+            expected="configs and safetensors",
+            found=code[0],
+            fix="delete it where you trust the rest; code from a model directory is never run",
+        )
     for path in sorted(folder.glob("*config.json")):
         demand_plain_config(path)
 
@@ -277,7 +286,7 @@ def _absent(index: Mapping[str, Any], part: str) -> bool:
 
 def check_class(part: str, entry: Any, allowed: frozenset[Class]) -> None:
     """Refuse a part whose library or class is not one of `allowed`."""
-    found = tuple(entry) if isinstance(entry, list) else None
+    found = tuple(entry) if isinstance(entry, list) and not _nested(entry) else None
     if found not in allowed:
         raise ModelError(
             f"the pipeline's {part} is missing or of a foreign class",
@@ -285,6 +294,10 @@ def check_class(part: str, entry: Any, allowed: frozenset[Class]) -> None:
             found="nothing" if entry in (None, [None, None]) else str(entry),
             fix="only these classes are loaded; code from a model directory is never run",
         )
+
+
+def _nested(entry: list[Any]) -> bool:
+    return any(isinstance(item, list | dict) for item in entry)
 
 
 def check_weights(folder: Path, stem: str) -> None:

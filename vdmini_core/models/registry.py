@@ -99,10 +99,11 @@ def load_pipeline(
                 local_files_only=True,
                 variant=variant_of(directory, index),
             )
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        raise ModelError(
-            f"{directory} cannot be loaded", found=str(error).strip().split("\n")[0], fix="check its files"
-        ) from error
+    except ModelError:
+        raise
+    except Exception as error:  # configs from outside: the classes raise whatever comes of them
+        first = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ModelError(f"{directory} cannot be loaded", found=first, fix="check its files") from error
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
@@ -203,27 +204,33 @@ def merge_settings(settings: SamplingSettings, data: dict[str, Any]) -> Sampling
     """Settings with what a `vdmini.json` says laid over them.
 
     Raises:
-        ModelError: for a value that is not a positive number.
+        ModelError: for a value that is no number, or beyond what any model takes.
     """
-    names = {
-        "num_frames": ("frames", int),
-        "height": ("height", int),
-        "width": ("width", int),
-        "fps": ("fps", float),
-        "motion_bucket_id": ("motion_bucket_id", int),
-        "noise_aug_strength": ("noise_aug_strength", float),
-        "num_inference_steps": ("steps", int),
-        "max_guidance_scale": ("guidance", float),
-        "guidance": ("guidance", float),
-        "decode_chunk_size": ("decode_chunk_size", int),
+    names: dict[str, tuple[str, type, float, float]] = {
+        "num_frames": ("frames", int, 1, 10_000),
+        "height": ("height", int, 1, 16_384),
+        "width": ("width", int, 1, 16_384),
+        "fps": ("fps", float, 1e-3, 1000),
+        "motion_bucket_id": ("motion_bucket_id", int, 0, 10_000),
+        "noise_aug_strength": ("noise_aug_strength", float, 0, 1000),
+        "num_inference_steps": ("steps", int, 1, 10_000),
+        "max_guidance_scale": ("guidance", float, 0, 1000),
+        "guidance": ("guidance", float, 0, 1000),
+        "decode_chunk_size": ("decode_chunk_size", int, 1, 10_000),
     }
     found: dict[str, Any] = {}
-    for key, (field, kind) in names.items():
+    for key, (field, kind, least, most) in names.items():
         value = data.get(key)
         if value is None:
             continue
-        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
-            raise ModelError(f"{SETTINGS}: `{key}` is wrong", expected="a number", found=repr(value))
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not least <= value <= most:
+            raise ModelError(
+                f"{SETTINGS}: `{key}` is wrong",
+                expected=f"a number from {least:g} to {most:g}",
+                found=repr(value)[:80],
+                fix=f"correct it in {SETTINGS} of the pipeline directory",
+            )
         found[field] = kind(value)
     return replace(settings, **found)
 
