@@ -58,15 +58,8 @@ services: setup  ## PostgreSQL, S3, MLflow, Prefect and two Ray nodes here, with
 services-stop: setup  ## stop them; data and passwords stay in .vdmini/services
 	$(BIN)/vdmini services stop
 
-CHAOS = OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos
 chaos: setup  ## kills, a full disk, files and parameters of all kinds, guards taken out: two hours; again to go on
-	$(CHAOS).fuzz_files --files 1000 --seed 7 --state .vdmini/chaos --out docs/reliability/fuzz-files.json
-	$(CHAOS).fuzz_params --params 500 --seed 7 --state .vdmini/chaos --out docs/reliability/fuzz-params.json
-	$(CHAOS).mutations --out docs/reliability/attacks.json
-	$(CHAOS).space --out docs/reliability/space.json run
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos -m long
-	$(CHAOS).kills --hours 1.2 --state .vdmini/chaos --out docs/reliability/kills.json
-	$(CHAOS).page
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos
 
 bench: setup  ## measure the metrics on this machine; the other benchmarks: benchmarks/README.md
 	$(BIN)/python benchmarks/metric_sanity.py

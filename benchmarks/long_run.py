@@ -175,7 +175,8 @@ def verdicts(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def section(found: dict[str, Any], minutes: float) -> dict[str, Any]:
-    """For `python -m tests.chaos.page`."""
+    """For `python -m tests.chaos.page`, with the claims that do not hold."""
+    failed = {claim: told["found"] for claim, told in verdicts(found).items() if not told["holds"]}
     rows = [
         {
             "process": name,
@@ -195,7 +196,12 @@ def section(found: dict[str, Any], minutes: float) -> dict[str, Any]:
         "seed": 0,
         "command": "python benchmarks/long_run.py WORKSPACE",
         "rows": rows,
-        "totals": {"minutes": minutes, "steps looked at": found["to_step"] - found["from_step"]},
+        "totals": {
+            "minutes": minutes,
+            "steps looked at": found["to_step"] - found["from_step"],
+            "claims that fail": len(failed),
+        },
+        "problems": [{"claim that fails": claim, "found": str(told)} for claim, told in failed.items()],
     }
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from tests.chaos.corpus import Specimen, closed, plant
 from tests.chaos.media import Media, clip, make_media
 from tests.chaos.privileges import bound_by_permissions, why_not_bound
+from vdmini_core.artifacts import code_version
 from vdmini_core.data.discovery import VIDEO_SUFFIXES
 from vdmini_core.data.video import write_mp4
 
@@ -45,8 +46,8 @@ class Fuzz:
 
     @property
     def folder(self) -> Path:
-        """State of this corpus alone."""
-        return self.state / f"fuzz-files-{self.seed}-{self.files}"
+        """State of this corpus and this code alone: what other code did with a file says nothing here."""
+        return self.state / f"fuzz-files-{self.seed}-{self.files}-{code_version()['digest'][:8]}"
 
     def sizes(self) -> dict[str, int]:
         """Specimens by the name of their folder."""

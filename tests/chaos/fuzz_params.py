@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.param_cases import draw
+from vdmini_core.artifacts import code_version
 from vdmini_core.errors import ParamsError, VDMiniError
 from vdmini_core.params import Params, load_params
 
@@ -124,8 +125,8 @@ def work(seed: int, indices: list[int], log: Path, root: Path) -> None:
 
 
 def run(seed: int, count: int, state: Path) -> list[dict[str, Any]]:
-    """Every case that has no line yet, in child processes; all lines in the order of the cases."""
-    folder = state / f"fuzz-params-{seed}"
+    """Every case that has no line of this code yet, in child processes; lines in the order of the cases."""
+    folder = state / f"fuzz-params-{seed}-{code_version()['digest'][:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "cases.jsonl"
     while missing := [index for index in range(count) if index not in _known(log)]:

@@ -231,8 +231,8 @@ def main() -> None:
     """Kill, look, and say what was found; exit 1 where anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=100, help="stop beginning stories after so many")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--state", type=Path, default=Path(".vdmini/chaos"))
+    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--state", type=Path, default=Path(".vdmini/chaos/kills"))
     parser.add_argument("--hours", type=float, default=2.0, help="no longer than this; run again to go on")
     parser.add_argument("--parallel", type=int, default=2, help="stories at a time")
     parser.add_argument("--out", type=Path, help="write the table as JSON")
