@@ -64,9 +64,14 @@ class Versions:
             return True
 
     def record(self, stage: str) -> None:
-        """Save the stage's hashes to `dvc.lock` and its outputs to the cache."""
+        """Save the stage's hashes to `dvc.lock` and its outputs to the cache.
+
+        The outputs stay the files they are, unless links are asked for (`dvc config cache.type`): DVC would
+        remove each and copy it anew from the cache, and on a disk that fills up then they would be gone.
+        """
+        linked = "type" in self.repo.config["cache"]
         with self._at_home(f"record `{stage}`"):
-            self.repo.commit(str(self.root / "dvc.yaml") + f":{stage}", force=True)
+            self.repo.commit(str(self.root / "dvc.yaml") + f":{stage}", force=True, relink=linked)
 
     @contextmanager
     def holding(self, stage: str) -> Iterator[None]:
