@@ -89,7 +89,7 @@ class GaussianStats:
         """
         with safe_open(path, framework="numpy") as handle:
             mean, scatter, n = (handle.get_tensor(name) for name in ("mean", "scatter", "n"))
-            if mean.ndim != 1 or scatter.shape != (mean.size, mean.size) or n.shape != (1,):
+            if (mean.ndim, scatter.ndim, n.shape) != (1, 2, (1,)):
                 raise ValueError(f"mean {mean.shape}, scatter {scatter.shape}, n {n.shape}")
             loaded = cls(0)
             loaded.n, loaded.mean, loaded.scatter = int(n[0]), mean, scatter
