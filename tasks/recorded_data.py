@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import cast
@@ -54,31 +55,57 @@ def bring_back(home: Path, md5: str, target: Path) -> None:
     with told_plainly("bring recorded data back"):
         repo = Versions(home).repo
         cache = repo.cache.local
-        if not cache.exists(md5) or not _complete(cache, wanted):
+        _drop_damaged(cache, wanted)
+        if not _whole(cache, wanted):
             remote = repo.cloud.get_remote_odb(None, "fetch", hash_name="md5")
             if not remote.exists(md5):
-                raise VDMiniError(
-                    f"DVC has no data {md5[:12]}",
-                    expected=f"in the cache of {home.name} or its remote",
-                    found="neither has it",
-                    fix="`dvc push` where the version was made",
-                )
+                raise _not_there(md5, f"neither the cache of {home.name} nor its remote has it")
             _plain_list(remote, wanted)
-            transfer(remote, cache, {wanted}, shallow=False)
+            transfer(remote, cache, {wanted}, shallow=False)  # as it lies there, damaged or not
+            _drop_damaged(cache, wanted)
+            if not _whole(cache, wanted):
+                raise _not_there(md5, "its remote lacks files of it, or holds damaged ones")
         target.parent.mkdir(parents=True, exist_ok=True)
         cache.cache_types = ["copy"]  # what is run again may write there
         try:
             checkout(str(target), LocalFileSystem(), _plain_list(cache, wanted), cache, quiet=True)
         except CheckoutError as error:
-            raise VDMiniError(
-                f"files of the data {md5[:12]} in DVC's cache are damaged",
-                expected="files whose hash is their name",
-                found=", ".join(Path(path).name for path in error.paths[:3]),
-                fix="run again: DVC has dropped them, and the remote is asked for them",
+            raise _not_there(
+                md5, f"damaged: {', '.join(Path(path).name for path in error.paths[:3])}"
             ) from None
 
 
-def _complete(cache: HashFileDB, wanted: HashInfo) -> bool:
+def _not_there(md5: str, found: str) -> VDMiniError:
+    return VDMiniError(
+        f"DVC does not have all of the data {md5[:12]}",
+        expected="every file of it, in the project's cache or its remote",
+        found=found,
+        fix="`dvc push` where the version was made, or `vdmini reproduce --videos DIR`",
+    )
+
+
+def _drop_damaged(cache: HashFileDB, wanted: HashInfo) -> None:
+    """Remove from the cache what is not what its name says: the remote is asked for it then."""
+    path = Path(cache.oid_to_path(str(wanted.value)))
+    if not path.is_file():
+        return
+    if _md5(path) != str(wanted.value).removesuffix(".dir"):
+        path.unlink()
+        return
+    for _, _, info in _plain_list(cache, wanted):
+        part = Path(cache.oid_to_path(str(info.value)))
+        if part.is_file() and _md5(part) != str(info.value):
+            part.unlink()
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _whole(cache: HashFileDB, wanted: HashInfo) -> bool:
+    if not cache.exists(str(wanted.value)):
+        return False
     return all(cache.exists(str(info.value)) for _, _, info in _plain_list(cache, wanted))
 
 

@@ -29,6 +29,7 @@ from tasks.registry import PROVENANCE_TAGS, STUDENT_TAG, student_identity, versi
 from tasks.stage import MANIFEST, finished, run_stage
 from tasks.tracking import connect, fetch_model, project_home, tracking_uri
 from vdmini_core.artifacts import code_version, digest_of, library_versions, sha256_file, tree_digests
+from vdmini_core.data.discovery import VIDEO_SUFFIXES
 from vdmini_core.errors import VDMiniError
 from vdmini_core.params import load_params
 
@@ -201,8 +202,13 @@ def _without_videos(root: Path, folder: Path, recipe: Mapping[str, Any]) -> bool
     return (
         recipe["data"]["source"] == "folder"
         and "://" not in videos
-        and not (root / Path(videos).expanduser()).is_dir()
+        and not _holds_videos(root / Path(videos).expanduser())
     )
+
+
+def _holds_videos(folder: Path) -> bool:
+    """A new project has an empty `videos`, with a word on what belongs there."""
+    return any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.rglob("*"))
 
 
 def fetch_recipe(root: Path, folder: Path, version: ModelVersion) -> dict[str, Any]:
@@ -241,8 +247,13 @@ def _check_tags(version: ModelVersion, recipe: Mapping[str, Any], folder: Path) 
     Raises:
         VDMiniError: where the two tell different stories.
     """
-    plan = sha256_file(folder / "artifacts" / "plan" / "plan.json")
-    told = {**recipe["provenance"], "plan": plan}
+    lock = folder / FOLDER / "dvc.lock"
+    told = {
+        **recipe["provenance"],
+        "plan": sha256_file(folder / "artifacts" / "plan" / "plan.json"),
+        "data": digest_of(recipe["outputs"]["prepare"]),
+        "dvc_lock": sha256_file(lock) if lock.is_file() else "none",
+    }
     wrong = [key for key, tag in PROVENANCE_TAGS.items() if told.get(key) != version.tags.get(tag)]
     if wrong:
         raise VDMiniError(

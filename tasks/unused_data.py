@@ -26,10 +26,11 @@ from mlflow.tracking import MlflowClient
 
 from tasks.project import dump_yaml, read_yaml
 from tasks.recipe import FOLDER
-from tasks.registry import STUDENT_TAG
+from tasks.registry import PROVENANCE_TAGS, STUDENT_TAG
 from tasks.reproduce import fetch_recipe
 from tasks.tracking import connect, project_home
 from tasks.versioning import Versions, configure, told_plainly
+from vdmini_core.artifacts import sha256_file
 from vdmini_core.errors import VDMiniError
 
 _HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
@@ -115,6 +116,14 @@ def _outputs_of(home: Path, version: ModelVersion) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         recipe = fetch_recipe(home, Path(folder), version)
         lock = Path(folder) / FOLDER / "dvc.lock"
+        found = sha256_file(lock) if lock.is_file() else "none"
+        if found != version.tags.get(PROVENANCE_TAGS["dvc_lock"]):
+            raise VDMiniError(
+                f"dvc.lock of version {version.version} of `{version.name}` is not that of its tags",
+                expected=f"the file of its tag {PROVENANCE_TAGS['dvc_lock']}",
+                found="another one" if lock.is_file() else "none",
+                fix="look who changed the artifacts of its run or its tags on MLflow",
+            )
         stages = read_yaml(lock).get("stages", {}) if lock.is_file() else {}
     outputs = [out for stage in stages.values() for out in stage.get("outs", [])]
     if videos := recipe["data"].get("videos_md5"):

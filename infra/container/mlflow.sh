@@ -12,4 +12,7 @@ uri=$(printf '%s' "$MLFLOW_AUTH_DATABASE_URI" | sed 's/%/%%/g')
 printf '[mlflow]\ndefault_permission = READ\nauth_cache_ttl_seconds = 60\ndatabase_uri = %s\nauthorization_function = %s\n' \
   "$uri" "mlflow.server.auth:authenticate_request_basic_auth" >"$MLFLOW_AUTH_CONFIG_PATH"
 export MLFLOW_AUTH_CONFIG_PATH
+if [ -n "${VDMINI_SPOOL:-}" ]; then
+  export TMPDIR="$VDMINI_SPOOL"  # files on their way, which memory has no room for; the passwords stay above
+fi
 exec mlflow server --app-name basic-auth --host 0.0.0.0 --port 5000 "$@"

@@ -127,18 +127,36 @@ def test_a_name_that_resolves_to_this_machine_gets_nothing(
     assert notices.notify("promoted", "x") and len(server.got) == 1
 
 
-def test_this_machines_own_address_on_a_network_gets_nothing(
-    receiver: Callable[..., Receiver], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("peer", "own", "said"),
+    [
+        ("198.18.0.7", "198.18.0.7", "leads to this machine"),  # by an address of its own on some network
+        ("169.254.169.254", "198.18.0.7", "leads to a metadata service"),
+        ("127.0.0.1", "127.0.0.1", "leads to this machine"),
+    ],
+)
+def test_where_a_name_leads_is_seen_when_the_connection_stands(
+    peer: str,
+    own: str,
+    said: str,
+    receiver: Callable[..., Receiver],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    server, real = receiver(), socket.create_connection
-    own = ("198.18.0.7", 4000)
-    made = SimpleNamespace(getpeername=lambda: own, getsockname=lambda: own, close=lambda: None)
+    receiver()  # the settings
+    sent: list[bytes] = []
+    made = SimpleNamespace(
+        getpeername=lambda: (peer, 80),
+        getsockname=lambda: (own, 4000),
+        close=lambda: None,
+        sendall=sent.append,
+        setsockopt=lambda *_: None,
+    )
     with monkeypatch.context() as patch:
         patch.setattr(socket, "create_connection", lambda *_, **__: made)
-        patch.setenv(notices.WEBHOOK, "http://198.18.0.7:4000/")
+        patch.setenv(notices.WEBHOOK, "http://hooks.example/")
         assert not notices.notify("promoted", "x")
-    assert "leads to this machine" in capsys.readouterr().err and socket.create_connection is real
-    assert not server.got
+    assert said in capsys.readouterr().err and not sent
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])

@@ -67,7 +67,9 @@ def test_images_are_pinned_and_environments_hold_no_secret(path: Path) -> None:
         for name, value in (
             node.get("environment", {}).items() if isinstance(node.get("environment"), dict) else ()
         ):
-            assert not SECRET.search(name) or re.search(r"\$\{\w+:\?", str(value)), f"{name} is written out"
+            # Without a value it comes from the environment of `docker compose`.
+            elsewhere = value is None or re.search(r"\$\{\w+:\?", str(value))
+            assert not SECRET.search(name) or elsewhere, f"{name} is written out"
         if isinstance(node.get("env"), list):
             for entry in node["env"]:
                 assert not SECRET.search(entry["name"]) or "valueFrom" in entry, entry
@@ -274,9 +276,10 @@ def commands(tmp_path: Path) -> Path:
     say = f'#!/bin/bash\necho "$(basename "$0") $*" >>"{tmp_path}/calls"\n'
     bodies = {
         "scontrol": '[[ $1 != show ]] || printf "n1\\nn2\\n"',
-        "srun": '[[ $* != *"hostname --ip-address" ]] || echo "10.0.0.1 10.0.0.2"',
+        "srun": '[[ $* != *"hostname --ip-address" ]] || echo "10.0.0.1 10.0.0.2"\n'
+        '[[ $* != *"ray start"* ]] || echo "cores=${SRUN_CPUS_PER_TASK:-}" >>"${0%/venv/bin/*}/calls"',
         "ray": "",
-        "mlflow": f'cp "$MLFLOW_AUTH_CONFIG_PATH" "{tmp_path}/seen.ini"',
+        "mlflow": f'cp "$MLFLOW_AUTH_CONFIG_PATH" "{tmp_path}/seen.ini"; echo "$TMPDIR" >"{tmp_path}/spool"',
         # signals its parent as Slurm would, and ends as a run that was told to
         "vdmini": 'echo "ray=$RAY_ADDRESS" >>"${0%/venv/bin/*}/calls"\n'
         # the other nodes' start is a process beside this one
@@ -316,6 +319,7 @@ def test_the_slurm_job_starts_ray_and_requeues_only_when_time_is_up(
     commands: Path, signal: str, status: str, code: int, requeued: bool
 ) -> None:
     slurm = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_GPUS_ON_NODE": "8"}
+    slurm["SLURM_CPUS_PER_TASK"] = "64"
     ours = {"VDMINI_PROJECT": "/shared/p", "VDMINI_VENV": str(commands.parent), "VDMINI_POLL_S": "0"}
     found, calls = run_script(
         SCRIPTS[0], commands, "--profile", "mini", **slurm, **ours, SIGNAL=signal, STATUS=status
@@ -323,7 +327,8 @@ def test_the_slurm_job_starts_ray_and_requeues_only_when_time_is_up(
     assert found == code
     starts = [call for call in calls if call.startswith("srun") and " ray start " in call]
     assert len(starts) == 2 and "--nodelist=n1" in " ".join(starts) and "--exclude=n1" in " ".join(starts)
-    assert all("--num-gpus=8" in call for call in starts)
+    assert all("--num-gpus=8" in call and "--num-cpus=64" in call for call in starts)
+    assert calls.count("cores=64") == 2, "srun gives a step the job's cores only when told"
     assert "vdmini run --root /shared/p --profile mini" in calls and "ray=10.0.0.1:24711" in calls
     assert ("scontrol requeue 4711" in calls) == requeued
 
@@ -355,5 +360,12 @@ def test_mlflow_reads_the_address_of_its_users_from_a_private_file(commands: Pat
     config.read(tmp_path / "seen.ini")
     assert config["mlflow"]["database_uri"] == given["MLFLOW_AUTH_DATABASE_URI"]
     assert (tmp_path / "basic_auth.ini").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "spool").read_text().strip() == str(tmp_path)
+    # What it passes on lies on a disk, its own file stays where it was.
+    assert run_script(script, commands, **given, VDMINI_SPOOL="/var/lib/mlflow")[0] == 0
+    assert (tmp_path / "spool").read_text().strip() == "/var/lib/mlflow"
+    (compose,) = documents(INFRA / "compose.yaml")
+    server = compose["services"]["mlflow"]
+    assert f"mlflow-spool:{server['environment']['VDMINI_SPOOL']}" in server["volumes"]
     del given["MLFLOW_AUTH_ADMIN_PASSWORD"]
     assert run_script(script, commands, **given)[0] != 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def listed(store: Path, rows: Any) -> str:
     return put(store, json.dumps(rows).encode(), ".dir")
 
 
-def test_what_dvc_recorded_comes_back(home: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def md5(home: Path) -> str:
+    """Of a folder of two files that DVC recorded and pushed."""
     made = home / "artifacts" / "prepare"
     (made / "deep").mkdir(parents=True)
     (made / "a").write_text("a")
@@ -51,16 +54,41 @@ def test_what_dvc_recorded_comes_back(home: Path, tmp_path: Path) -> None:
     with chdir(home), Repo(str(home)) as repo:
         repo.commit("prepare", force=True)
         repo.push()
-    md5 = recorded_output(home / "dvc.lock", "prepare")
-    assert md5 is not None and recorded_output(home / "dvc.lock", "teacher") is None
-    for place in ("cached", "from-the-remote"):
-        bring_back(home, md5, tmp_path / place)
-        assert (tmp_path / place / "a").read_text() + (tmp_path / place / "deep" / "b").read_text() == "ab"
-        for path in (home / ".dvc" / "cache" / "files").rglob("*"):
-            if path.is_file() and place == "cached" and path.name != md5[2:]:
-                path.unlink()  # the list stays, its files go
-    with pytest.raises(VDMiniError, match="DVC has no data"):
-        bring_back(home, "0" * 32 + ".dir", tmp_path / "none")
+    found = recorded_output(home / "dvc.lock", "prepare")
+    assert found is not None and recorded_output(home / "dvc.lock", "teacher") is None
+    return found
+
+
+def spoil(store: Path, md5: str, how: str) -> None:
+    """The list or one file of a store: gone, or cut short though it is closed to writing."""
+    listed = store / "files" / "md5" / md5[:2] / md5[2:]
+    single = hashlib.md5(b"b").hexdigest()
+    path = listed if "list" in how else store / "files" / "md5" / single[:2] / single[2:]
+    if "gone" in how:
+        path.unlink()
+        return
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1])
+    path.chmod(0o444)
+
+
+@pytest.mark.parametrize("how", ["nothing", "list gone", "list cut", "file gone", "file cut"])
+def test_what_dvc_recorded_comes_back_whatever_the_cache_has_lost(
+    home: Path, tmp_path: Path, md5: str, how: str
+) -> None:
+    if how != "nothing":
+        spoil(home / ".dvc" / "cache", md5, how)
+    bring_back(home, md5, tmp_path / "back")
+    assert (tmp_path / "back" / "a").read_text() + (tmp_path / "back" / "deep" / "b").read_text() == "ab"
+
+
+@pytest.mark.parametrize("how", ["list gone", "list cut", "file gone", "file cut"])
+def test_what_the_remote_has_lost_is_told(home: Path, tmp_path: Path, md5: str, how: str) -> None:
+    shutil.rmtree(home / ".dvc" / "cache" / "files")
+    spoil(tmp_path / "bucket", md5, how)
+    for _ in range(2):  # and told again, not taken for whole
+        with pytest.raises(VDMiniError, match=r"does not have all of|not as DVC writes it"):
+            bring_back(home, md5, tmp_path / "back")
 
 
 @pytest.mark.parametrize(

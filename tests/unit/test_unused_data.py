@@ -14,10 +14,11 @@ from dvc.repo import Repo
 from mlflow.tracking import MlflowClient
 
 from tasks.project import read_yaml
-from tasks.registry import STUDENT_TAG
+from tasks.registry import PROVENANCE_TAGS, STUDENT_TAG
 from tasks.tracking import connect, experiment_id
 from tasks.unused_data import collect_unused
 from tasks.versioning import init_repository
+from vdmini_core.artifacts import sha256_file
 from vdmini_core.errors import VDMiniError
 
 
@@ -47,7 +48,8 @@ def register(root: Path, lock: Path) -> str:
     client.log_text(run, json.dumps(recipe), "recipe/recipe.json")
     client.log_text(run, "base: {seed: 0}\n", "recipe/params.yaml")
     client.log_artifact(run, str(lock), "recipe")
-    version = client.create_model_version("toy", "runs:/x/student", run, tags={STUDENT_TAG: "5"})
+    tags = {STUDENT_TAG: "5", PROVENANCE_TAGS["dvc_lock"]: sha256_file(lock)}
+    version = client.create_model_version("toy", "runs:/x/student", run, tags=tags)
     return str(version.version)
 
 
@@ -112,7 +114,7 @@ def lay_out(folder: Path) -> Project:
     return Project(root, client, bucket, objects)
 
 
-@pytest.mark.parametrize("spoilt", ["recipe", "bucket", "hash"])
+@pytest.mark.parametrize("spoilt", ["recipe", "lock", "another lock", "bucket", "hash"])
 def test_where_it_cannot_be_told_what_is_in_use_nothing_goes(
     project: Project, tmp_path: Path, spoilt: str
 ) -> None:
@@ -121,6 +123,11 @@ def test_where_it_cannot_be_told_what_is_in_use_nothing_goes(
         number, expected = register(project.root, lock), "has no recipe"
         run = str(project.client.get_model_version("toy", number).run_id)
         shutil.rmtree(next((project.root / "mlruns").rglob(run)) / "artifacts" / "recipe")
+    elif spoilt.endswith("lock"):
+        number, expected = register(project.root, lock), "not that of its tags"
+        run = str(project.client.get_model_version("toy", number).run_id)
+        kept = next((project.root / "mlruns").rglob(run)) / "artifacts" / "recipe" / "dvc.lock"
+        kept.unlink() if spoilt == "lock" else kept.write_text("stages: {}\n")
     elif spoilt == "bucket":
         remote, expected = "elsewhere", "elsewhere"
     else:
