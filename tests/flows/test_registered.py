@@ -30,7 +30,7 @@ from tasks.tracking import connect
 from tasks.versioning import init_repository
 from tests.flows.conftest import environment, vdmini
 from tests.services.serving import frames_of, videos_served
-from vdmini_core.artifacts import read_json, write_json
+from vdmini_core.artifacts import digest_of, read_json, write_json
 from vdmini_core.errors import VDMiniError
 
 pytestmark = pytest.mark.services
@@ -172,6 +172,7 @@ def test_another_hash_is_told_and_ends_it(finished_project: Path, tmp_path: Path
     write_recipe(finished_project, tmp_path / FOLDER)
     recipe = read_json(tmp_path / FOLDER / "recipe.json")
     recipe["outputs"]["prepare"]["clips-test.safetensors"] = "0" * 64
+    recipe["provenance"]["data"] = digest_of(recipe["outputs"]["prepare"])
     write_json(tmp_path / FOLDER / "recipe.json", recipe)
     client.log_artifacts(run_id, str(tmp_path / FOLDER), FOLDER)
     client.create_registered_model("m")
@@ -184,7 +185,8 @@ def test_another_hash_is_told_and_ends_it(finished_project: Path, tmp_path: Path
     assert line.startswith("prepare/clips-test.safetensors: ") and "recorded 000000000000" in line
     assert (found.folder / "artifacts" / "prepare").is_dir()
     client.set_model_version_tag("m", "1", PROVENANCE_TAGS["plan"], "another")
-    with pytest.raises(VDMiniError, match=r"another plan"):
+    client.set_model_version_tag("m", "1", PROVENANCE_TAGS["data"], "others")
+    with pytest.raises(VDMiniError, match=r"another plan, data"):
         reproduce(root, "models:/m/1")
 
 
