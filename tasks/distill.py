@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.stage import StageJob, StageOutcome
 from vdmini_core.artifacts import read_json
 from vdmini_core.errors import TrainingError
+from vdmini_core.storage_errors import storage_error
 
 if TYPE_CHECKING:
     from tasks.recovery_worker import RecoverySpec
@@ -257,6 +258,8 @@ def _watch(job: StageJob, train: Callable[[], Any]) -> None:
             thread.join(POLL_S)
             forward()
     if raised:
+        if plain := storage_error(raised[0]):
+            raise plain from raised[0]
         raise TrainingError(
             "the recovery's workers failed",
             found=str(raised[0]).strip().split("\n")[-1],

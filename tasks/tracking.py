@@ -66,6 +66,8 @@ def tracking_uri(root: Path) -> str:
 
 def connect(root: Path) -> MlflowClient:
     """A client for the project's tracking store and registry; says so where a server has to be waited for."""
+    # It logs a database's error with its traceback before it raises it: told once, in our words, is enough.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         make_store(project_home(root) / "mlflow.db")
     uri = tracking_uri(root)

@@ -90,13 +90,15 @@ def _once(story: Story, words: list[str], disk: Disk) -> dict[str, Any]:
     done = story.command(str(VDMINI), *words)
     *_, said = re.split(r"^(?=error: )", done.stderr, flags=re.MULTILINE)
     said = said if said.startswith("error: ") else done.stderr[-2000:]
-    clear = done.stderr.count("Traceback") == 0 and ("disk is full" in said or "is closed to this" in said)
+    traces = done.stderr.split("Traceback (most recent call last)")[1:]
+    clear = not traces and ("disk is full" in said or "is closed to this" in said)
     left = [f"{len(left)} processes"] if (left := story.left()) else []
     return {
         "mib": round(disk.mib, 2),
         "exit": done.returncode,
         "clear": clear,
         "said": said,
+        "trace": traces[0][-1500:] if traces else "",
         "torn": torn(story.root) + left,
     }
 
