@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
 
 import pytest
 import typer
 
 from flows.compress import worth_retrying
+from tasks import distill
 from vdmini_core.cli import run_app
+from vdmini_core.errors import TrainingError, VDMiniError
 from vdmini_core.storage_errors import storage_error
 
 OTHERS = RuntimeError("permission denied for table runs")  # of a database
@@ -81,3 +86,15 @@ def test_a_full_disk_is_not_tried_again() -> None:
 
     assert not worth_retrying(None, None, Failed(OSError(errno.ENOSPC, "No space left on device")))
     assert worth_retrying(None, None, Failed(ConnectionError("reset")))
+
+
+def test_a_full_disk_of_a_recoverys_worker_is_said_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(text: str) -> None:
+        raise RuntimeError(text)
+
+    job: Any = None
+    monkeypatch.setattr(distill, "_progress", lambda _: nullcontext(lambda: None))
+    with pytest.raises(VDMiniError, match="the disk is full"):
+        distill._watch(job, partial(fail, "worker 0:\nI/O error: No space left on device (os error 28)"))
+    with pytest.raises(TrainingError, match="the recovery's workers failed"):
+        distill._watch(job, partial(fail, "killed"))
