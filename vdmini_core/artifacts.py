@@ -25,7 +25,7 @@ import psutil
 
 import vdmini_core
 from vdmini_core.errors import VDMiniError
-from vdmini_core.foreign import read_json_file
+from vdmini_core.foreign import parse_json, read_bounded
 
 MANIFEST = "manifest.json"
 VOLATILE = frozenset({"run.json", "timing.json"})
@@ -80,7 +80,7 @@ def read_json(path: Path) -> Any:
         VDMiniError: when the file is missing or not JSON.
     """
     try:
-        return read_json_file(path)
+        return parse_json(read_bounded(path, None))
     except FileNotFoundError:
         raise VDMiniError(
             f"{path} is missing",

@@ -54,8 +54,10 @@ def read_json_file(path: Path) -> Any:
     return parse_json(read_bounded(path, JSON_BYTES))
 
 
-def read_bounded(path: Path, most: int) -> bytes:
+def read_bounded(path: Path, most: int | None) -> bytes:
     """A regular file of at most so many bytes: a pipe would never end, a device never be empty.
+
+    None is for what this package wrote itself: the account of a million videos has more than any config.
 
     Raises:
         ValueError: when it is neither.
@@ -64,8 +66,8 @@ def read_bounded(path: Path, most: int) -> bytes:
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
         if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
             raise ValueError("this is no regular file")
-        found = handle.read(most + 1)
-    if len(found) > most:
+        found = handle.read(-1 if most is None else most + 1)
+    if most is not None and len(found) > most:
         raise ValueError(f"more than {most:,} bytes")
     return found
 

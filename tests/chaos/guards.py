@@ -116,7 +116,7 @@ GUARDS = (
     Guard("files that are copied", "code in a model folder", PIPELINE, "if p.suffix in kinds]",
           "if p.is_file()]", WEIGHTS + "the_hub_caches_own_links_are_followed_and_code_stays_behind"),
     Guard("bound of JSON files", "config.json of any size", FOREIGN,
-          "found = handle.read(most + 1)\n    if len(found) > most:", "found = handle.read()\n    if False:",
+          "else most + 1)\n    if most is not None and len(found) > most:", "else -1)\n    if False:",
           WEIGHTS + "a_config_that_no_reader_holds_is_refused"),
     Guard("regular files", "a pipe or /dev/zero as config.json", FOREIGN,
           "if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):", "if False:",

@@ -21,6 +21,7 @@ from vdmini_core.artifacts import (
     write_manifest,
 )
 from vdmini_core.errors import VDMiniError
+from vdmini_core.foreign import read_json_file
 
 
 def test_an_error_leaves_the_earlier_output_as_it_was(tmp_path: Path) -> None:
@@ -90,3 +91,14 @@ def test_json_is_stable_and_refuses_nan(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(VDMiniError, match="is missing"):
         read_json(tmp_path / "x.json")
+
+
+def test_the_accounts_of_this_package_may_be_larger_than_any_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vdmini_core.foreign.JSON_BYTES", 10)
+    rows = list(range(100))
+    write_json(tmp_path / "sources.json", rows)
+    assert read_json(tmp_path / "sources.json") == rows
+    with pytest.raises(ValueError, match="more than 10 bytes"):
+        read_json_file(tmp_path / "sources.json")

@@ -76,6 +76,7 @@ def test_captions_lie_beside_the_videos_or_in_a_table(tmp_path: Path) -> None:
         ("a.txt", b"\xff\xfe\xff", "cannot be read"),
         ("captions.csv", "file,prompt\na.mp4," + "b" * 140_000, "line 1.*\n.*fewer than 131,072"),
         ("captions.csv", "file,prompt\na.mp4,b\n" + "c" * 140_000, "is no caption"),
+        ("captions.csv", "c" * 140_000 + ",file,prompt\na.mp4,b\n", "is no caption"),
     ],
 )
 def test_bad_captions_are_named(tmp_path: Path, name, text, told) -> None:

@@ -135,17 +135,13 @@ def _read_tables(root: Path) -> dict[str, str]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
-    if not {"file", "prompt"} <= set(reader.fieldnames or ()):
-        raise _bad(path, 1, "a header with the columns `file` and `prompt`", str(reader.fieldnames))
-    rows = iter(reader)
-    while True:
-        try:
-            row = next(rows, None)
-        except csv.Error as error:  # a field without end
-            raise _bad(path, reader.line_num, "fields of fewer than 131,072 characters", str(error)) from None
-        if row is None:
-            return
-        yield reader.line_num, row
+    try:
+        if not {"file", "prompt"} <= set(reader.fieldnames or ()):
+            raise _bad(path, 1, "a header with the columns `file` and `prompt`", str(reader.fieldnames)[:200])
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:  # a field without end
+        raise _bad(path, reader.line_num, "fields of fewer than 131,072 characters", str(error)) from None
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
