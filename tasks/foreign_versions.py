@@ -17,7 +17,8 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionStartEvent
 
 from tasks.provenance import unsafe_files
-from vdmini_core.artifacts import read_json
+from tasks.registry import checks_of
+from vdmini_core.artifacts import digest_of, read_json, sha256_file
 from vdmini_core.errors import ModelError, VDMiniError
 from vdmini_core.foreign import JSON_BYTES, is_plain_name
 
@@ -71,7 +72,8 @@ def demand_own_student(folder: Path, version: ModelVersion) -> Path:
         version: for the message.
 
     Raises:
-        ModelError: for another loader, a pickled model, or files that are not safe to load.
+        ModelError: for another loader, a pickled model, files that are not safe to load, or any file that is
+            not as it was registered.
     """
     problem = f"version {version.version} of `{version.name}` "
     fix = "`vdmini rollback`, and look who changed it"
@@ -94,7 +96,25 @@ def demand_own_student(folder: Path, version: ModelVersion) -> Path:
             found=", ".join(unsafe[:5]),
             fix=fix,
         )
+    registered, found = checks_of(version).files, files_digest(folder)
+    if found != registered:
+        told = "does not hold the files that were registered" if registered else "has no file digest"
+        raise ModelError(
+            problem + told,
+            expected=f"digest {registered}" if registered else "one among the facts that `register` writes",
+            found=found,
+            fix=fix if registered else "`vdmini register --force` in the project that made it",
+        )
     return student
+
+
+def files_digest(folder: Path) -> str:
+    """One sha256 over names and bytes of all files of a registered model.
+
+    Whoever may write to its bucket, but not to the registry, can change none of them unseen.
+    """
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return digest_of({path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
 
 
 def _flavor(path: Path) -> Mapping[str, Any]:

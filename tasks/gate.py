@@ -55,10 +55,13 @@ class Checks:
         unsafe: files that could run code when loaded, or call themselves safetensors and are not.
         generates: True where the student was loaded from the registry and made a clip of its length;
             else what went wrong, or that nobody tried.
+        files: digest of all files of the registered model, its loader and requirements too, as they were
+            then (`foreign_versions.files_digest`); empty where an earlier release registered it.
     """
 
     unsafe: tuple[str, ...] = ()
     generates: bool | str = "it was never tried"
+    files: str = ""
 
 
 @dataclass(frozen=True)

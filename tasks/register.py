@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import mlflow
@@ -18,6 +18,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 import vdmini_core
+from tasks.foreign_versions import files_digest
 from tasks.gate import Checks
 from tasks.models import device_of
 from tasks.once import once
@@ -30,6 +31,7 @@ from tasks.registry import (
     PASSPORT_TAG,
     PROVENANCE_TAGS,
     STUDENT_TAG,
+    checks_of,
     ensure_model,
     evidence,
     student_identity,
@@ -103,9 +105,9 @@ def is_current(root: Path, name: str, alias: str) -> bool:
     if not (root / "artifacts" / "register" / "manifest.json").is_file():
         return False
     version = version_by_alias(connect(root), name, alias)
-    # A version of an earlier release lacks what the gate looks for: `run` completes it.
-    tags = {} if version is None else version.tags
-    return CHECKS_TAG in tags and tags.get(STUDENT_TAG) == student_identity(root)
+    if version is None or version.tags.get(STUDENT_TAG) != student_identity(root):
+        return False
+    return bool(checks_of(version).files)  # a version of an earlier release lacks them: `run` completes it
 
 
 def _log_version(job: StageJob, identity: str) -> str:
@@ -145,19 +147,19 @@ def _new_version(
 
 def _complete(job: StageJob, version: ModelVersion) -> None:
     """Give a version that an earlier release registered what the gate and `reproduce` look for today."""
-    if CHECKS_TAG in version.tags and not _was_refused(version):
+    before = checks_of(version)
+    # What failed may have been the day, so one that was refused is looked at again.
+    if before.files and before.generates is True:
         return
     client = connect(job.root)
-    tags = _tags(job.root, version.tags[STUDENT_TAG], _checked(job, version.source))
+    found = _checked(job, version.source)
+    if before.files and found.files != before.files:
+        found = Checks(generates="its files are not those that were registered", files=before.files)
+    tags = _tags(job.root, version.tags[STUDENT_TAG], found)
     if version.run_id:
         keep_recipe(client, version.run_id, job.root)
     for key, value in tags.items():
         client.set_model_version_tag(version.name, str(version.version), key, value)
-
-
-def _was_refused(version: ModelVersion) -> bool:
-    """True where the files were found wanting: what failed may have been the day, so look again."""
-    return json.loads(version.tags[CHECKS_TAG])["generates"] is not True
 
 
 def _log_model(job: StageJob, run_id: str) -> str:
@@ -186,10 +188,11 @@ def _checked(job: StageJob, source: str) -> Checks:
     """Fetch the student back from where it was put, and see that it is whole, safe, and makes a video."""
     student = job.artifact("distill") / "student"
     with tempfile.TemporaryDirectory() as folder:
-        copy = fetch_model(job.root, source, Path(folder)) / "artifacts" / student.name
+        back = fetch_model(job.root, source, Path(folder))
+        files, copy = files_digest(back), back / "artifacts" / student.name
         if tree_digests(copy) != tree_digests(student):
-            return Checks(generates="the registered files are not those of artifacts/distill")
-        return check_student(copy, device_of(job))
+            return Checks(generates="the registered files are not those of artifacts/distill", files=files)
+        return replace(check_student(copy, device_of(job)), files=files)
 
 
 def _core_without_weights(folder: Path) -> Path:

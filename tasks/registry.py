@@ -113,17 +113,25 @@ def evidence(root: Path) -> dict[str, Any]:
 
 def candidate_of(version: ModelVersion) -> Candidate:
     """Evidence of a registered version; empty evidence never promotes."""
-    data, checks = _tag(version, EVIDENCE_TAG), _tag(version, CHECKS_TAG)
+    data = _tag(version, EVIDENCE_TAG)
     return Candidate(
         data.get("metrics", {}),
         data.get("speedup"),
         data.get("passport", {}),
         {key: version.tags.get(tag) for key, tag in PROVENANCE_TAGS.items()},
-        Checks(tuple(checks["unsafe"]), checks["generates"]) if checks else Checks(),
+        checks_of(version),
         _tag(version, ROLLED_BACK_TAG).get("reason"),
         data.get("timed", {}),
         _range(data.get("speedup_range")),
     )
+
+
+def checks_of(version: ModelVersion) -> Checks:
+    """What `register` found out about a version's files."""
+    found = _tag(version, CHECKS_TAG)
+    if not found:
+        return Checks()
+    return Checks(tuple(found["unsafe"]), found["generates"], str(found.get("files", "")))
 
 
 def _range(found: Any) -> tuple[float, float] | None:

@@ -15,19 +15,20 @@ from typing import Any
 
 import mlflow.artifacts
 import pytest
-from attack_toys import pipeline_folder
+from attack_toys import ONE, pipeline_folder, safetensors
 
 from tasks import promote, reproduce, rescore, s3, s3_folders
-from tasks.foreign_versions import LOADED, LOADER
+from tasks.foreign_versions import LOADED, LOADER, demand_own_student, files_digest
 from tasks.gate import Decision
 from tasks.project import change_params, dump_yaml, lay_out, profile_values, workspace_folder
 from tasks.recipe import COMPARED
+from tasks.registry import CHECKS_TAG
 from tasks.stage import QuietMonitor, StageJob
 from vdmini_core.errors import DataError, ModelError, ParamsError, VDMiniError
 from vdmini_core.params import Params, load_params
 
 TAG = '!!python/object/apply:os.system ["touch canary"]'
-VERSION: Any = SimpleNamespace(name="toy", version="3", run_id="r", source="models:/m-1")
+VERSION: Any = SimpleNamespace(name="toy", version="3", run_id="r", source="models:/m-1", tags={})
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,12 @@ def registered(folder: Path, **flavor: Any) -> Path:
     return folder
 
 
+def version_of(folder: Path) -> Any:
+    """The version as `register` leaves it."""
+    checks = {"unsafe": [], "generates": True, "files": files_digest(folder)}
+    return SimpleNamespace(**{**vars(VERSION), "tags": {CHECKS_TAG: json.dumps(checks)}})
+
+
 def brought(root: Path, version: Any = VERSION) -> Path:
     """`evaluate-registered` as far as the student's place."""
     work = root / "work"
@@ -76,8 +83,9 @@ def brought(root: Path, version: Any = VERSION) -> Path:
 def test_a_registered_student_of_ours_is_brought_and_its_code_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, canary: Path
 ) -> None:
-    served_from(registered(tmp_path / "model"), monkeypatch)
-    assert (brought(tmp_path) / "model_index.json").is_file() and not canary.exists()
+    folder = registered(tmp_path / "model")
+    served_from(folder, monkeypatch)
+    assert (brought(tmp_path, version_of(folder)) / "model_index.json").is_file() and not canary.exists()
 
 
 def add(name: str) -> Callable[[Path], Any]:
@@ -119,17 +127,45 @@ def test_a_registered_model_that_is_not_ours_is_refused(
     assert not canary.exists() and [path.name for path in (tmp_path / "work").iterdir()] == ["params.yaml"]
 
 
+CHANGES: dict[str, Callable[[Path], Any]] = {
+    "the loader": lambda folder: (folder / LOADED).write_text("import os; os.system('touch other')"),
+    "weights": lambda folder: safetensors(
+        folder / "artifacts/student/unet/diffusion_pytorch_model.safetensors", ONE, b"evil"
+    ),
+    "a settings file": lambda folder: (folder / "artifacts/student/unet/config.json").write_text('{"a": 1}'),
+    "a requirement": lambda folder: (folder / "requirements.txt").write_text("evil"),
+    "a file gone": lambda folder: (folder / "code" / "evil_loader.py").unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_any_file_that_is_not_as_it_was_registered_is_refused(change: str, tmp_path: Path) -> None:
+    """Files that are safe in themselves, exchanged by one who may write to the bucket alone."""
+    folder = registered(tmp_path / "model")
+    version = version_of(folder)
+    assert demand_own_student(folder, version) == folder / "artifacts" / "student"
+    CHANGES[change](folder)
+    with pytest.raises(ModelError, match="does not hold the files that were registered"):
+        demand_own_student(folder, version)
+
+
+def test_a_version_without_a_file_digest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="has no file digest"):
+        demand_own_student(registered(tmp_path / "model"), VERSION)
+
+
 @pytest.mark.parametrize("name", ["artifacts/student/unet/x.pkl", ""])
 def test_files_that_changed_since_they_were_registered_are_not_promoted(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, canary: Path
 ) -> None:
     """The tags of the version, which the gate decides by, still say that all is well."""
     folder = registered(tmp_path / "model")
+    version = version_of(folder)
     if name:
         add(name)(folder)
     asked = served_from(folder, monkeypatch)
     monkeypatch.setattr(
-        promote, "version_by_alias", lambda *given: VERSION if given[2] == "candidate" else None
+        promote, "version_by_alias", lambda *given: version if given[2] == "candidate" else None
     )
     monkeypatch.setattr(promote, "_decide", lambda *_: Decision("promote", ("fine",)))
     job = StageJob(tmp_path, Params(), tmp_path / "out", tmp_path, QuietMonitor())

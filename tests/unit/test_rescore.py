@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tasks import rescore
 from tasks.registry import EVIDENCE_TAG
-from tasks.rescore import Rescore, _compare, _told
+from tasks.rescore import TAG, Rescore, _compare, _told
 from vdmini_core.artifacts import write_json
 from vdmini_core.errors import DataError
 
@@ -49,3 +50,22 @@ def test_a_version_without_a_recorded_distance_is_refused(evidence: str | None, 
     version: Any = SimpleNamespace(name="toy", version="3", tags=tags)
     with pytest.raises(DataError, match=r"(?s)has no recorded fvd_real.*register --force"):
         _compare(tmp_path, version, "2026-W48")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_result_that_another_machine_told_meanwhile_stays(
+    force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two schedules of two machines: one result, one notice, no second run; unless it is asked for."""
+    theirs = SimpleNamespace(name="toy", version="3", tags={f"{TAG}2026-W48": changed()})
+    answers = iter([SimpleNamespace(name="toy", version="3", tags={}), theirs])
+    mine = replace(RESULT, run_id="0b")
+    monkeypatch.setattr(rescore, "connect", lambda _: None)
+    monkeypatch.setattr(rescore, "find_version", lambda *_: next(answers))
+    for name in ("_lay_out", "_prepare", "_bring_teacher", "_bring_student", "run_stage", "_compare"):
+        monkeypatch.setattr(rescore, name, lambda *_: None)
+    monkeypatch.setattr(rescore, "_keep", lambda *_: mine)
+    told: list[Rescore] = []
+    (tmp_path / ".vdmini" / "rescore" / "toy-3-2026-W48").mkdir(parents=True)
+    found = rescore.rescore(tmp_path, "models:/toy/3", week="2026-W48", force=force, tell=told.append)
+    assert (found, told) == ((mine, [mine]) if force else (RESULT, []))
