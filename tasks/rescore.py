@@ -139,7 +139,8 @@ def rescore(
         run_stage("evaluate", folder)
         measured = _compare(folder, version, week)
         # The lock is this machine's; another may have told the week's result meanwhile, by the same clips.
-        others = None if force else _told(find_version(client, f"models:/{version.name}/{version.version}").tags.get(TAG + week))
+        newest = find_version(client, f"models:/{version.name}/{version.version}")
+        others = None if force else _told(newest.tags.get(TAG + week))
         result = others or _keep(root, folder, version, measured)
         shutil.rmtree(folder)
     if others is None:
