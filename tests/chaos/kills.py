@@ -19,20 +19,24 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tasks.stage import STAGES
 from tests.chaos.looking import KINDS, problems_of, torn
-from tests.chaos.story import DRIVERS, Story, Target, draw_targets, save_targets
+from tests.chaos.story import BUCKET, DRIVERS, Story, Target, draw_targets, save_targets
+from tests.services.s3_store import s3_store
 from tests.services.serving import free_port, server
 from vdmini_core.artifacts import code_version, read_json, write_json
 
 ABOUT = (
     "SIGKILL to every process of a nano run at once, under both drivers: at random times within a stage, and "
     "at exact points (before or after a rename, a file opened for writing, a commit of SQLite, a request to "
-    "MLflow). The run is started again until it ends; then every output is compared with those of a run that "
-    "nothing happened to, and leftovers, versions, runs and locks are looked for."
+    "MLflow or S3). Two stories of three keep their checkpoints in S3 too, and half of those that die in "
+    "their recovery lose all that it kept on disk. The run is started again until it ends; then every output "
+    "is compared with those of a run that nothing happened to, and leftovers, versions, runs, locks and torn "
+    "checkpoints are looked for."
 )
 TIRED = 12  # attempts more than deaths planned, before a story counts as hung
 
@@ -44,6 +48,7 @@ class Chaos:
         self.state, self.seed, self.kills, self.drivers = state, seed, kills, drivers
         self.lock = threading.Lock()
         self.server: str | None = None
+        self.store: str | None = None
 
     def open(self) -> None:
         """Refuse records of other code or of another seed: their bytes are no measure here."""
@@ -73,7 +78,7 @@ class Chaos:
 
     def reference(self, driver: str) -> Path:
         """A run that nothing happens to: its bytes, its times, its events."""
-        story = Story(self.state / "references" / driver, driver, self.server)
+        story = Story(self.state / "references" / driver, driver, self.server, self.store)
         spans = story.folder / "spans.json"
         if not spans.is_file():
             story.remove()
@@ -92,22 +97,25 @@ class Chaos:
         spans: dict[str, float] = read_json(self.state / "references" / driver / "spans.json")
         return spans
 
-    def seen(self, driver: str, stage: str) -> list[dict[str, Any]]:
-        """Events of a stage in the reference."""
+    def seen(self, driver: str, stage: str, stored: bool) -> list[dict[str, Any]]:
+        """Events of a stage in the reference; `stored`: those of S3 too."""
         path = self.state / "references" / driver / "notes" / "seen.jsonl"
-        return [e for line in path.read_text().splitlines() if (e := json.loads(line))["stage"] == stage]
+        events = [e for line in path.read_text().splitlines() if (e := json.loads(line))["stage"] == stage]
+        return [e for e in events if stored or e["event"] != "s3"]
 
     def story(self, number: int, deadline: float) -> bool:
         """Tell one story as far as there is time; True when it is told."""
         driver = self.drivers[number % len(self.drivers)]
         # Every fourth one starts a Prefect server of its own, which dies with it.
         server = self.server if number % 4 < 2 else None
-        story = Story(self.state / "stories" / f"{number:04d}", driver, server)
+        store = self.store if number % 3 else None
+        story = Story(self.state / "stories" / f"{number:04d}", driver, server, store)
         story.lay_out()
         plan = story.folder / "targets.json"
+        dice = random.Random(f"{self.seed}-{number}")
         if not plan.is_file():
-            dice = random.Random(f"{self.seed}-{number}")
-            save_targets(plan, draw_targets(dice, driver, lambda stage: self.seen(driver, stage)))
+            seen = partial(self.seen, driver, stored=store is not None)
+            save_targets(plan, draw_targets(dice, driver, seen))
         targets = [Target(**target) for target in read_json(plan)]
         tired = len(targets) + TIRED
         while time.monotonic() < deadline:
@@ -117,6 +125,9 @@ class Chaos:
             if done.fate == "killed":
                 found = {"torn": torn(story.root), "processes": done.killed}
                 told |= {"moment": done.moment, "seconds": done.seconds, "found": found}
+                if store is not None and done.stage == "distill" and dice.random() < 0.5:
+                    story.lose_the_machine()
+                    told |= {"machine": "lost"}
                 self.record("kills", told)
                 self.say(f"{number:04d} {driver} killed in {done.stage} ({done.met}), {done.seconds:.0f} s")
                 tired -= 1
@@ -196,6 +207,8 @@ class Chaos:
         found = Counter(problem["kind"] for story in stories for problem in story["problems"])
         open_stories = {kill["story"] for kill in kills} - {story["story"] for story in stories}
         totals = {"kills": len(kills), "stories": len(stories), "unfinished stories": len(open_stories)}
+        totals["at a request to S3"] = sum(kill["moment"].get("event") == "s3" for kill in kills)
+        totals["with the disk of a recovery lost"] = sum("machine" in kill for kill in kills)
         totals["mended by `vdmini doctor`"] = len(self.records("mended"))
         problems = [
             {"story": story["story"], "driver": story["driver"], **problem}
@@ -242,7 +255,8 @@ def main() -> None:
     deadline = time.monotonic() + 3600 * given.hours
     with (chaos.state / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with prefect_server(chaos.state) as chaos.server:
+        (chaos.state / "s3" / BUCKET).mkdir(parents=True, exist_ok=True)
+        with prefect_server(chaos.state) as chaos.server, s3_store(chaos.state / "s3") as chaos.store:
             chaos.run(deadline, given.parallel)
     table = chaos.table()
     print(json.dumps(table, indent=2))

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.mending import _COPY, COPYING_S
+from tasks.recovery_checkpoints import COMPLETE
+from tasks.recovery_mirror import KEPT
 from tasks.stage import REPRODUCIBLE, STAGES
 from tests.chaos.story import Story
 from tests.flows.test_compress import hashes
@@ -55,7 +57,9 @@ def problems_of(story: Story, reference: Path, model: str = "vdmini-nano") -> li
     except subprocess.TimeoutExpired as error:
         return [{"kind": "hung", "what": str(error)}]
     root = story.root
-    checks = (_outputs(root, reference), _strays(story, reference), _registry(root, model), _cache(root))
+    checks = [_outputs(root, reference), _strays(story, reference), _registry(root, model), _cache(root)]
+    if story.store is not None:
+        checks.append(_checkpoints(story.stored))
     found += [{"kind": kind, "what": what} for check in checks for kind, what in check]
     if left := story.left():
         found.append({"kind": "hung", "what": f"{len(left)} processes are still there"})
@@ -130,6 +134,18 @@ def _cache(root: Path) -> Iterator[tuple[str, str]]:
     locks = root / ".dvc" / "tmp" / "rwlock"
     if locks.is_file() and any(json.loads(locks.read_text() or "null").values()):
         yield "locked", ".dvc/tmp/rwlock"
+
+
+def _checkpoints(kept: Path) -> Iterator[tuple[str, str]]:
+    """In the store lie the newest ones, each of them whole, of one recovery."""
+    found = sorted(kept.glob("*/*"))
+    if not found:
+        yield "lost", "no checkpoint in S3"
+    if len(found) > KEPT or len({folder.parent for folder in found}) > 1:
+        yield "stray", f"S3 has {[folder.relative_to(kept).as_posix() for folder in found]}"
+    for folder in found:
+        if not (folder / COMPLETE).is_file():
+            yield "stray", f"{folder.relative_to(kept)} is torn in S3"
 
 
 def _registry(root: Path, model: str) -> Iterator[tuple[str, str]]:

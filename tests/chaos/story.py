@@ -21,9 +21,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from tasks.recovery_mirror import CHECKPOINTS
 from tasks.stage import REPRODUCIBLE, STAGES
 from tests.chaos.hook.chaos_tree import MARK, kill_tree, tree
 from tests.flows.conftest import VDMINI, environment, make_project
+from tests.services.s3_store import settings
 from vdmini_core.artifacts import write_json
 
 HOOK = Path(__file__).parent / "hook"
@@ -32,7 +34,14 @@ DRIVERS = ("flow", "dvc")
 HUNG_S = 1800.0  # of one attempt, on a machine that others use as well
 LOOK_S = 0.02
 PARTING_S = 30.0  # processes of a run that has ended may take so long to end, too
-WEIGHTS = {"rename": 3, "mlflow": 3, "open": 2, "commit": 2}  # how often a kind of event is drawn; others 1
+BUCKET = "chaos"
+WEIGHTS = {
+    "rename": 3,
+    "mlflow": 3,
+    "s3": 3,
+    "open": 2,
+    "commit": 2,
+}  # how often a kind of event is drawn; others 1
 COMMANDS = {
     "flow": [str(VDMINI), "run"],
     "dvc": [str(Path(sys.executable).with_name("dvc")), "repro"],
@@ -82,8 +91,11 @@ def stages_of(driver: str) -> tuple[str, ...]:
 class Story:
     """A project folder, the driver that tells it, and where its processes may write."""
 
-    def __init__(self, folder: Path, driver: str, server: str | None = None) -> None:
-        self.folder, self.driver, self.server = folder, driver, server
+    def __init__(
+        self, folder: Path, driver: str, server: str | None = None, store: str | None = None
+    ) -> None:
+        """`server`: of Prefect; `store`: of S3, where checkpoints go as well."""
+        self.folder, self.driver, self.server, self.store = folder, driver, server, store
         self.root = folder / "project"
         # The same in every process of the harness: what a killed harness left running is found again.
         self.mark = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
@@ -104,8 +116,14 @@ class Story:
         """Of all processes of the story."""
         return Path((self.folder / "temporary").read_text())
 
+    @property
+    def stored(self) -> Path:
+        """Where its checkpoints lie, as the store's server keeps them."""
+        return self.folder.parent.parent / "s3" / BUCKET / self.mark
+
     def remove(self) -> None:
         """All of it."""
+        shutil.rmtree(self.stored, ignore_errors=True)
         if (self.folder / "temporary").is_file():
             shutil.rmtree(self.temporary, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -123,10 +141,21 @@ class Story:
             "RAY_TMPDIR": str(self.temporary),
             "VDMINI_CACHE": str(self.folder.parent.parent / "cache"),
             "PREFECT_HOME": str(self.folder / "prefect"),
+            **self._keys(),
             **({"PREFECT_API_URL": self.server} if self.server else {}),
             **extra,
         }
         return environment(**given)
+
+    def _keys(self) -> dict[str, str]:
+        if self.store is None:
+            return {}
+        address = f"s3://{BUCKET}/{self.mark}"
+        return settings(self.store, self.folder.parent.parent / "cache") | {CHECKPOINTS: address}
+
+    def lose_the_machine(self) -> None:
+        """All that a recovery keeps on its own disk, so that it can go on from the store alone."""
+        shutil.rmtree(self.root / ".vdmini" / "work" / "distill", ignore_errors=True)
 
     def command(self, *words: str, timeout: float = HUNG_S) -> subprocess.CompletedProcess[str]:
         """Run something in the project to its end."""

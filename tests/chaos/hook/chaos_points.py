@@ -1,8 +1,8 @@
 """Exact moments in a process of the pipeline: it counts them, or dies with all others at one of them.
 
-A moment is an event (a rename, a file opened for writing, a commit of SQLite, a request to MLflow, ...) at a
-place (which kind of file, which request), the n-th of its kind within a stage of one process. Nothing of the
-pipeline knows of this; standard library alone, for it is loaded before everything.
+A moment is an event (a rename, a file opened for writing, a commit of SQLite, a request to MLflow or S3, ...)
+at a place (which kind of file, which request), the n-th of its kind within a stage of one process. Nothing of
+the pipeline knows of this; standard library alone, for it is loaded before everything.
 """
 
 from __future__ import annotations
@@ -211,9 +211,22 @@ def _request(call: Callable[..., Any], name: str) -> Callable[..., Any]:
     return wrapper
 
 
+def _s3(module: Any) -> None:
+    plain = module.BaseClient._make_api_call
+
+    def call(self: Any, operation: str, given: Any) -> Any:
+        at("s3", operation, "before")
+        result = plain(self, operation, given)
+        at("s3", operation, "after")
+        return result
+
+    module.BaseClient._make_api_call = call
+
+
 _PATCHES: dict[str, Callable[[Any], None]] = {
     "flows.execution": _execution,
     "dvc.repo.reproduce": _reproduction,
     "sqlalchemy.engine.default": _sql,
     "mlflow.tracking.client": _requests,
+    "botocore.client": _s3,
 }
