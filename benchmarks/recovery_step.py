@@ -115,16 +115,17 @@ class Parts:
     def discriminator(self) -> None:
         """Encoder on fake, with the way back to it, and on real; heads for both sides."""
         step, sigma = self.step, self.batch.renoise_sigma_B
+        heads: Any = step.heads["mca"]
         fake = self.fake.detach().requires_grad_()
         fake_feats = step._encode(self.batch, fake)
         with torch.no_grad():
             real_feats = step._encode(self.batch, self.real)
-        step.heads.requires_grad_(False)
-        mca_generator_loss(step.heads(fake_feats, sigma), step.params.mca_generator).backward()
-        step.heads.requires_grad_(True)
+        heads.requires_grad_(False)
+        mca_generator_loss(heads(fake_feats, sigma), step.params.mca_generator).backward()
+        heads.requires_grad_(True)
         step.head_optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
-        judged = step.heads([feature.detach() for feature in fake_feats], sigma)
-        mca_discriminator_loss(judged, step.heads(real_feats, sigma)).backward()
+        judged = heads([feature.detach() for feature in fake_feats], sigma)
+        mca_discriminator_loss(judged, heads(real_feats, sigma)).backward()
 
     def optimiser(self) -> None:
         """Clipping, both optimisers, moving average."""

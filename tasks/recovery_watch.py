@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -187,10 +187,12 @@ class Watch:
         recovery = self.recovery
         models = (recovery.student, recovery.teacher)
         weights = recovery.task_weights
-        taught = bool(recovery.points or recovery.pairs or weights["teacher"] or weights["consistency"])
+        judges = recovery.judges
+        taught = bool("mca" in judges or recovery.pairs or weights["teacher"] or weights["consistency"])
         consistent = bool(weights["consistency"] and recovery.params.lambda_task)
         points = tuple(recovery.points)
-        return step_flops(*models, points, self.settings, taught=taught, consistent=consistent)
+        flops = partial(step_flops, taught=taught, consistent=consistent, judges=len(judges))
+        return flops(*models, points, self.settings)
 
 
 def export_student(weights: dict[str, Tensor], source: Path, folder: Path) -> None:

@@ -308,6 +308,8 @@ def test_operations_of_a_step() -> None:
     assert step_flops(student, teacher, (), settings, taught=False) == 3 * counts[""]
     whole = step_flops(student, teacher, ("down_blocks.0",), settings)
     assert whole == 4 * counts[""] + 3 * counts["down_blocks.0"] and counts["down_blocks.0"] > 0
+    clips_too = step_flops(student, teacher, ("down_blocks.0",), settings, judges=2)
+    assert clips_too == whole + counts["down_blocks.0"]
     twice = step_flops(student, teacher, (), settings, taught=True, consistent=True)
     assert (
         twice == step_flops(student, teacher, (), settings, taught=False, consistent=True) == 5 * counts[""]

@@ -49,9 +49,8 @@ def test_the_student_learns_the_heads_learn_and_the_teacher_never_changes() -> N
 
 def test_the_heads_loss_leaves_the_student_alone() -> None:
     step = toy_step()
-    _, heads_loss = step.losses(toy_batches().batch(0))
-    assert heads_loss is not None
-    heads_loss.backward()
+    _, heads_losses = step.losses(toy_batches().batch(0))
+    heads_losses["mca_discriminator"].backward()
     assert not grads(step.student) and not grads(step.teacher) and grads(step.heads)
 
 
@@ -194,6 +193,48 @@ def test_a_backbone_that_leaves_its_noisy_input_alone_is_told_from_one_that_look
     blind = step.sight(batch)
     assert max(blind) < 1e-6
     assert toy_step(toy_params(lambda_mca=0.0)).sight(batch) == []
+
+
+def test_against_real_clips_other_heads_judge_beside_those_of_mca() -> None:
+    """SF-V's own loss (arXiv 2406.04324): the same frozen encoder, real clips for the teacher's answers."""
+    step, batch = toy_step(toy_params(lambda_adversarial=0.5)), toy_batches().batch(0)
+    plain, _ = toy_step().losses(batch)
+    terms, heads_losses = step.losses(batch)
+    assert torch.equal(terms["mca_generator"], plain["mca_generator"])
+    fake = step.family.denoise(step.student, batch.noisy_BFChw, batch.sigma_B, batch.conditions)
+    sigma, heads = batch.renoise_sigma_B, step.heads["adversarial"]
+    with torch.no_grad():
+        told = [heads(step._encode(batch, clip), sigma) for clip in (fake, batch.clean_BFChw)]
+    wanted = sum(
+        (1 + f).clamp_min(0).mean() + (1 - r).clamp_min(0).mean() for f, r in zip(*told, strict=True)
+    ) / len(told[0])
+    assert heads_losses["adversarial_discriminator"].item() == pytest.approx(float(wanted), rel=1e-5)
+    by_hand = -torch.stack([f.mean() for f in told[0]]).mean()
+    assert terms["adversarial_generator"].item() == pytest.approx(float(by_hand), rel=1e-5)
+    heads_losses["adversarial_discriminator"].backward(retain_graph=True)
+    assert grads(heads) and not grads(step.heads["mca"]) and not grads(step.student)
+    heads.zero_grad()
+    terms["adversarial_generator"].backward()
+    assert grads(step.student) and not grads(step.heads) and not grads(step.teacher)
+    row = toy_step(toy_params(lambda_adversarial=0.5)).step(batch)
+    total = row["task"] + 0.1 * row["icd"] + row["mca_generator"] + 0.5 * row["adversarial_generator"]
+    assert row["total"] == pytest.approx(total, rel=1e-5)
+
+
+def test_real_clips_alone_need_no_answer_of_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = toy_params(lambda_icd=0, lambda_mca=0, lambda_adversarial=1.0, task_loss="reconstruction")
+    step, batch = toy_step(params), toy_batches().batch(0)
+    plain, asked = step.family.denoise, []
+
+    def denoise(model: nn.Module, *given: object) -> Tensor:
+        asked.append((model is step.teacher, given[0] is batch.noisy_BFChw))
+        return plain(model, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(step.family, "denoise", denoise, raising=False)
+    row = step.step(batch)
+    assert (True, True) not in asked and asked.count((True, False)) == 2  # its encoder, on fake and real
+    assert tuple(step.heads) == ("adversarial",) and row["adversarial_discriminator"] > 0
+    assert row["mca_generator"] == row["mca_discriminator"] == 0
 
 
 def test_the_heads_may_learn_alone_first() -> None:

@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,7 +107,10 @@ class RecoveryStep:
                 module.eval()
         self.teacher = teacher.requires_grad_(False).eval()
         self.pairs = tuple(feature_pairs) if params.lambda_icd else ()
-        self.points = encoder_points(family, teacher) if params.lambda_mca else ()
+        # Who is judged against what: L_MCA against the teacher's answer, SF-V's own loss against real clips.
+        judges = {"mca": params.lambda_mca, "adversarial": params.lambda_adversarial}
+        self.judges = tuple(name for name, weight in judges.items() if weight)
+        self.points = encoder_points(family, teacher) if self.judges else ()
         self.task_weights = task_weights(params, one_step, own)
         self.names = term_names(params)
         self.weighting: Any = "none" if one_step else own if own in ("noise", "flow") else "edm"
@@ -122,12 +126,13 @@ class RecoveryStep:
         self.part_norms: dict[str, float] = {}  # of the last step's gradients, before clipping
         self.ema = MovingAverage(student, params.ema_decay)
         self.optimizer = student_optimizer(student, params)
-        self.heads = DiscriminatorHeads(self._channels(example), seed).to(example.clean_BFChw.device)
-        self.head_optimizer = head_optimizer(self.heads, params) if self.points else None
+        channels = self._channels(example) if self.judges else []
+        self.heads = nn.ModuleDict(
+            {name: DiscriminatorHeads(channels, seed + place) for place, name in enumerate(self.judges)}
+        ).to(example.clean_BFChw.device)
+        self.head_optimizer = head_optimizer(self.heads, params) if self.judges else None
 
     def _channels(self, example: RecoveryBatch) -> list[int]:
-        if not self.points:
-            return []
         one = example.split(len(example.sigma_B))[0]  # a whole batch may be more than fits
         with torch.no_grad():
             return [feature.shape[1] for feature in self._encode(one, one.clean_BFChw)]
@@ -176,30 +181,34 @@ class RecoveryStep:
     def _backward(self, batch: RecoveryBatch, parts: int) -> dict[str, Tensor]:
         """Leave the gradients of one of `parts` equal slices, scaled so that they add up to the mean."""
         with self._precision(batch):
-            terms, heads_loss = self.losses(batch)
+            terms, heads_losses = self.losses(batch)
         terms["total"] = total_loss(terms, self.weights())
         (terms["total"] / parts).backward()
-        if heads_loss is not None:
+        if heads_losses:
             penalty = self.params.r1_gamma / 2 * terms["r1"] if "r1" in terms else 0.0
-            ((heads_loss + penalty) / parts).backward()
-            terms["mca_discriminator"] = heads_loss
+            # No head is in two of these losses: the sum leaves each its own gradient.
+            ((torch.stack([*heads_losses.values()]).sum() + penalty) / parts).backward()
+            terms |= heads_losses
         return {name: term.detach() for name, term in terms.items()}
 
     def weights(self) -> dict[str, float]:
         """Weight of each term at the present step; the heads learn alone before `mca_start_step`."""
-        mca = self.params.lambda_mca if self.step_count >= self.params.mca_start_step else 0.0
-        features = self.params.lambda_feature_matching
+        params = self.params
+        judged = float(self.step_count >= params.mca_start_step)
         return {
-            **{"task": self.params.lambda_task, "icd": self.params.lambda_icd, "mca_generator": mca},
-            **({"feature_matching": features} if features else {}),
+            "task": params.lambda_task,
+            "icd": params.lambda_icd,
+            "mca_generator": judged * params.lambda_mca,
+            "adversarial_generator": judged * params.lambda_adversarial,
+            "feature_matching": params.lambda_feature_matching,
         }
 
-    def losses(self, batch: RecoveryBatch) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The student's named terms and the heads' own loss, ready for one backward pass each."""
+    def losses(self, batch: RecoveryBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The student's named terms and the heads' own losses, ready for one backward pass each."""
         given = (batch.noisy_BFChw, batch.sigma_B, batch.conditions)
         with torch.no_grad(), feature_taps(self.teacher, [t for _, t in self.pairs]) as teacher_feats:
             weights = self.task_weights
-            wanted = self.pairs or self.points or weights["teacher"] or weights["consistency"]
+            wanted = self.pairs or "mca" in self.judges or weights["teacher"] or weights["consistency"]
             real = self.family.denoise(self.teacher, *given).float() if wanted else None
         with feature_taps(self.student, [s for s, _ in self.pairs]) as student_feats:
             fake = self.family.denoise(self.student, *given).float()
@@ -208,10 +217,10 @@ class RecoveryStep:
             matched = [(student_feats[s], teacher_feats[t]) for s, t in self.pairs]
             student_side, teacher_side = zip(*matched, strict=True)
             terms["icd"] = icd_loss(student_side, teacher_side, self.params.icd_normalise)
-        if not self.points or real is None:
-            return terms, None
-        adversarial, heads_loss = self._adversarial(batch, fake, real)
-        return {**terms, **adversarial}, heads_loss
+        if not self.judges:
+            return terms, {}
+        judged, heads_losses = self._judged(batch, fake, {"mca": real, "adversarial": batch.clean_BFChw})
+        return terms | judged, heads_losses
 
     def _task(self, fake: Tensor, real: Tensor | None, batch: RecoveryBatch) -> Tensor:
         targets = {"reconstruction": batch.clean_BFChw, "teacher": real}
@@ -238,30 +247,39 @@ class RecoveryStep:
             return None
         return lower_levels(self.family, sigma_B, self.settings)
 
-    def _adversarial(
-        self, batch: RecoveryBatch, fake: Tensor, real: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """L_MCA's two sides; the fake's features are computed once and detached for the heads."""
-        matching = self.params.lambda_feature_matching != 0
-        with torch.set_grad_enabled(matching or self.weights()["mca_generator"] != 0):
+    def _judged(
+        self, batch: RecoveryBatch, fake: Tensor, reals: dict[str, Tensor | None]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Both sides of every judge; the fake's features are computed once and detached for the heads."""
+        matching, weights, sigma = (
+            self.params.lambda_feature_matching != 0,
+            self.weights(),
+            batch.renoise_sigma_B,
+        )
+        learns = matching or any(weights[f"{name}_generator"] for name in self.judges)
+        with torch.set_grad_enabled(learns):
             fake_feats = self._encode(batch, fake)
-        with torch.no_grad():
-            real_feats = self._encode(batch, real)
-        sigma = batch.renoise_sigma_B
-        self.heads.requires_grad_(
-            False
-        )  # the student's loss passes through the heads and leaves nothing there
-        terms = {
-            "mca_generator": mca_generator_loss(self.heads(fake_feats, sigma), self.params.mca_generator)
-        }
-        self.heads.requires_grad_(True)
-        if matching:
-            terms["feature_matching"] = feature_matching_loss(fake_feats, real_feats)
-        if self.params.r1_gamma:
-            terms["r1"] = r1_penalty(lambda features: self.heads(features, sigma), real_feats)
         detached = [feature.detach() for feature in fake_feats]
-        heads_loss = mca_discriminator_loss(self.heads(detached, sigma), self.heads(real_feats, sigma))
-        return terms, heads_loss
+        terms, heads_losses, penalties = {}, {}, []
+        for name in self.judges:
+            heads, real = self.heads[name], reals[name]
+            assert real is not None
+            with torch.no_grad():
+                real_feats = self._encode(batch, real)
+            heads.requires_grad_(False)  # the student's loss passes through them and leaves nothing there
+            judged = heads(fake_feats, sigma)
+            terms[f"{name}_generator"] = mca_generator_loss(judged, self.params.mca_generator)
+            heads.requires_grad_(True)
+            if matching and name == "mca":
+                terms["feature_matching"] = feature_matching_loss(fake_feats, real_feats)
+            if self.params.r1_gamma:
+                penalties.append(r1_penalty(partial(_logits, heads, sigma), real_feats))
+            heads_losses[f"{name}_discriminator"] = mca_discriminator_loss(
+                heads(detached, sigma), heads(real_feats, sigma)
+            )
+        if penalties:
+            terms["r1"] = torch.stack(penalties).sum()
+        return terms, heads_losses
 
     def _encode(self, batch: RecoveryBatch, clip_BFChw: Tensor) -> list[Tensor]:
         sigma_B = batch.renoise_sigma_B
@@ -284,7 +302,8 @@ class RecoveryStep:
             self.average([*(() if self.sharded else student_grads), *head_grads, named])
         self.part_norms = part_norms(self.student, self.heads)
         norm = clip_gradients(self.student.parameters(), self.params.max_grad_norm)
-        head_norm = torch.nn.utils.clip_grad_norm_(self.heads.parameters(), self.params.max_grad_norm)
+        heads = list(self.heads.parameters())
+        head_norm = torch.nn.utils.clip_grad_norm_(heads, self.params.max_grad_norm) if heads else zero
         numbers = torch.cat(
             [named, norm.float().reshape(1), head_norm.float().to(named.device).reshape(1)]
         ).tolist()
@@ -367,9 +386,19 @@ class RecoveryStep:
         self.step_count, self.first_task = state["step"], state["first_task"]
 
 
+def _logits(heads: nn.Module, sigma_B: Tensor, features: list[Tensor]) -> list[Tensor]:
+    logits: list[Tensor] = heads(features, sigma_B)
+    return logits
+
+
 def term_names(params: DistillParams) -> tuple[str, ...]:
     """`TERMS`, and in front of the gradient's norm those that are not part of the paper's loss."""
-    extra = (("feature_matching", params.lambda_feature_matching), ("r1", params.r1_gamma))
+    extra = (
+        ("adversarial_generator", params.lambda_adversarial),
+        ("adversarial_discriminator", params.lambda_adversarial),
+        ("feature_matching", params.lambda_feature_matching),
+        ("r1", params.r1_gamma),
+    )
     return (*TERMS[:-1], *(name for name, weight in extra if weight), TERMS[-1])
 
 

@@ -75,6 +75,9 @@ class DistillParams(Section):
     icd_normalise: bool = Field(True, description="divide each layer by the teacher's own feature scale")
     mca_generator: Literal["hinge", "log"] = "hinge"
     mca_start_step: int = Field(0, ge=0, description="the heads learn alone before this step")
+    lambda_adversarial: float = Field(
+        0.0, ge=0, description="as L_MCA with heads of its own, but against real clips: SF-V's own loss"
+    )
     ema_decay: float = Field(0.95, ge=0, lt=1)
     lambda_feature_matching: float = Field(
         0.0, ge=0, description="student's clip against the teacher's in the discriminator's encoder"
@@ -129,16 +132,17 @@ class DistillParams(Section):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> DistillParams:
-        if (self.r1_gamma or self.lambda_feature_matching) and not self.lambda_mca:
-            raise ValueError(
-                "r1_gamma and lambda_feature_matching need the discriminator: lambda_mca above 0"
-            )
+        if self.lambda_feature_matching and not self.lambda_mca:
+            raise ValueError("lambda_feature_matching needs the discriminator's encoder: lambda_mca above 0")
+        if self.r1_gamma and not (self.lambda_mca or self.lambda_adversarial):
+            raise ValueError("r1_gamma needs a discriminator: lambda_mca or lambda_adversarial above 0")
         if self.parallel == "fsdp2" and self.optimizer == "adamw8bit":
             raise ValueError("adamw8bit keeps its state in blocks that fsdp2 cannot take apart: use adamw")
         if self.parallel == "fsdp2" and self.depth in ("lora", "auto"):
             raise ValueError("adapters are small: parallel: ddp trains them; fsdp2 wants depth: full")
-        if self.lambda_task == self.lambda_icd == self.lambda_mca == 0:
-            raise ValueError("lambda_task, lambda_icd and lambda_mca are all 0: nothing would be learned")
+        if self.lambda_task == self.lambda_icd == self.lambda_mca == self.lambda_adversarial == 0:
+            names = "lambda_task, lambda_icd, lambda_mca and lambda_adversarial"
+            raise ValueError(f"{names} are all 0: nothing would be learned")
         if self.auto_full_from < self.auto_lora_from:
             raise ValueError(
                 f"auto_full_from {self.auto_full_from} is below auto_lora_from {self.auto_lora_from}"

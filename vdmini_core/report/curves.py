@@ -30,6 +30,8 @@ _LOSS_TITLES = {
     "icd": "ICD (features)",
     "mca_generator": "MCA, student's side",
     "mca_discriminator": "MCA, discriminator",
+    "adversarial_generator": "Against real clips, student's side",
+    "adversarial_discriminator": "Against real clips, discriminator",
     "grad_norm": "Gradient norm",
     "lr": "Learning rate",
 }

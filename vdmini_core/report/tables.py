@@ -36,6 +36,10 @@ def write_tables(artifacts: Path, out: Path) -> list[Path]:
         The files. None depends on a time or a host.
     """
     out.mkdir(parents=True, exist_ok=True)
+    losses = load_lines(artifacts / "distill" / "losses.jsonl")
+    extra = sorted(
+        {name for row in losses[:1] for name in row} - {"step", *CURVES}
+    )  # terms that are off by default
     metrics = load(artifacts / "evaluate" / "metrics.json", {})
     plan = load(artifacts / "plan" / "plan.json", {})
     units = load(artifacts / "profile" / "sensitivity.json", {}).get("units") or []
@@ -43,7 +47,7 @@ def write_tables(artifacts: Path, out: Path) -> list[Path]:
     write_json(out / "metrics.json", compared(metrics))
     return [
         out / "metrics.json",
-        _write(out / "recovery.csv", ("step", *CURVES), load_lines(artifacts / "distill" / "losses.jsonl")),
+        _write(out / "recovery.csv", ("step", *CURVES, *extra), losses),
         _write(out / "sensitivity.csv", UNIT, (_unit(unit, plan.get("removed") or ()) for unit in units)),
         _write(out / "frontier.csv", POINT, (_point(point) for point in frontier)),
     ]

@@ -180,12 +180,12 @@ def _run(
                 ledger.reclassify(parameter.grad, GRADIENTS)
     with ledger:
         with ledger.phase(STUDENT), _own_passes(step, ledger), rules:
-            terms, heads_loss = step.losses(batch)
+            terms, heads_losses = step.losses(batch)
         with ledger.phase(BACKWARD):
             torch.autograd.backward(total_loss(terms, step.weights()))
         with ledger.phase(HEADS):
-            if heads_loss is not None:
-                torch.autograd.backward(heads_loss)
+            if heads_losses:
+                torch.autograd.backward([*heads_losses.values()])
         with ledger.phase(REDUCE):
             if choices.workers > 1 and not choices.sharded:
                 flat = [p.grad for p in (*step.student.parameters(), *step.heads.parameters())]
