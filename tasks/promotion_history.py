@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -99,11 +100,16 @@ def _write(turn: Turn, move: Move) -> None:
 
 
 def account() -> str:
-    """Who is asking: the account's name."""
+    """Who is asking: the account on the MLflow server where there is one, and the one on this machine.
+
+    On a server that many projects share, the second is often that of a worker or a container.
+    """
     try:
-        return getpass.getuser()
+        here = getpass.getuser()
     except (KeyError, OSError):  # a container's number without a name
-        return "unknown"
+        here = "unknown"
+    there = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    return f"{there} (as {here})" if there else here
 
 
 def now() -> str:

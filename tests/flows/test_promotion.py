@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from tasks.decision_report import FORCED_TAG, keep_report, readable
 from tasks.promote import _question, promote_candidate
-from tasks.promotion_history import Move, history, move_champion
+from tasks.promotion_history import Move, account, history, move_champion
 from tasks.register import _point_at
 from tasks.registry import ROLLED_BACK_TAG, version_by_alias
 from tasks.registry_lock import PREFIX, Turn, turn_of
@@ -261,6 +261,14 @@ def test_a_forced_promotion_leaves_a_mark(client: MlflowClient) -> None:
     }
     text = readable(record)
     assert "forced: demo on Friday" in text and "- overruled: fvd_real 19 is worse" in text
+
+
+def test_who_asks_is_the_servers_account_before_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "worker")
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
+    assert account() == "worker"
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+    assert account() == "ada (as worker)"
 
 
 def test_a_champion_by_another_name_keeps_its_own_previous_version(client: MlflowClient) -> None:
