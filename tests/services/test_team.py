@@ -295,7 +295,7 @@ def test_two_promotions_at_once_on_postgresql(
     for name, value in setup.client_settings().items():
         monkeypatch.setenv(name, value)
     MlflowClient(setup.url("mlflow")).create_registered_model("toy")
-    race(setup.url("mlflow"), tmp_path / "counter", rounds=5)  # 20 on SQLite
+    race(setup.url("mlflow"), tmp_path / "counter")
 
 
 def test_what_falls_gets_up_and_what_stops_leaves_nothing(servers: tuple[Path, Setup]) -> None:
