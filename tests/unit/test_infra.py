@@ -104,7 +104,7 @@ def test_the_example_environment_names_what_compose_asks_for_and_nothing_real() 
     lines = (INFRA / ".env.example").read_text().splitlines()
     given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     assert set(given) == asked
-    assert all(given[name] == "CHANGE_ME" for name in asked if not name.startswith("RAY_"))
+    assert all(given[name] == "CHANGE_ME" for name in asked if not name.endswith(("_CPUS", "_MEMORY")))
     assert "/infra/.env" in (ROOT / ".gitignore").read_text().splitlines()
     sql = (INFRA / "postgres" / "databases.sql").read_text()
     for database in re.findall(r"@postgres:5432/(\w+)", (INFRA / "compose.yaml").read_text()):
