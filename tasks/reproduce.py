@@ -25,11 +25,11 @@ from tasks.foreign_versions import (
 from tasks.project import OWN_PATHS, SHARED_PATHS, change_params, lay_out
 from tasks.recipe import COMPARED, FOLDER
 from tasks.recorded_data import bring_back, recorded_output
+from tasks.recorded_videos import videos_are_gone
 from tasks.registry import PROVENANCE_TAGS, STUDENT_TAG, student_identity, version_by_alias
 from tasks.stage import MANIFEST, finished, run_stage
 from tasks.tracking import connect, fetch_model, project_home, tracking_uri
 from vdmini_core.artifacts import code_version, digest_of, library_versions, sha256_file, tree_digests
-from vdmini_core.data.discovery import VIDEO_SUFFIXES
 from vdmini_core.errors import VDMiniError
 from vdmini_core.params import load_params
 
@@ -191,24 +191,10 @@ def lay_out_version(
     shutil.copytree(kept / "plan", folder / "artifacts" / "plan")
     _check_tags(version, recipe, folder)
     md5 = recorded_output(kept / "dvc.lock", "prepare") if recorded and videos is None else None
-    if brought := md5 is not None and _without_videos(root, folder, recipe):
+    if brought := md5 is not None and videos_are_gone(root, load_params(folder / "params.yaml").prepare):
         bring_back(project_home(root), str(md5), folder / "artifacts" / "prepare")
     change_params(folder, assignments=tuple(_paths(root, folder, recipe, videos, brought)))
     return recipe
-
-
-def _without_videos(root: Path, folder: Path, recipe: Mapping[str, Any]) -> bool:
-    videos = load_params(folder / "params.yaml").prepare.videos
-    return (
-        recipe["data"]["source"] == "folder"
-        and "://" not in videos
-        and not _holds_videos(root / Path(videos).expanduser())
-    )
-
-
-def _holds_videos(folder: Path) -> bool:
-    """A new project has an empty `videos`, with a word on what belongs there."""
-    return any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.rglob("*"))
 
 
 def fetch_recipe(root: Path, folder: Path, version: ModelVersion) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from flows.execution import check_outside_inputs
 from tasks import s3, s3_folders
 from tasks.new_videos import register_addition
 from tasks.project import change_params, dump_yaml, start_from
+from tasks.recorded_videos import videos_are_gone
 from tasks.s3 import S3Error, download, new_client
 from tasks.s3_folders import local_path, mirror
 from tasks.stage import run_stage
@@ -24,7 +25,7 @@ from tests.services.s3_store import s3_store, settings
 from vdmini_core.artifacts import read_json, tree_digests
 from vdmini_core.data.video import write_mp4
 from vdmini_core.errors import DataError
-from vdmini_core.params import Params, load_params
+from vdmini_core.params import Params, PrepareParams, load_params
 
 pytestmark = pytest.mark.services
 CONTENT = np.random.default_rng(0).bytes(10_000)
@@ -125,6 +126,22 @@ def test_what_cannot_be_had_or_is_damaged_leaves_nothing(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "guess")
     with pytest.raises(DataError, match="cannot be brought here"):
         mirror("s3://data/three")
+
+
+def test_whether_the_videos_of_a_version_are_still_in_the_store(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(client, "films/deep/a.MP4")
+    put(client, "words/README.txt")
+
+    def gone(videos: str) -> bool:
+        return videos_are_gone(tmp_path, PrepareParams(source="folder", videos=videos))
+
+    assert not gone("s3://data/films") and not gone("s3://data/films/")
+    assert gone("s3://data/words") and gone("s3://data/film") and gone("s3://nowhere/films")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "guess")
+    with pytest.raises(DataError, match="does not say whether they are there"):
+        gone("s3://data/films")
 
 
 def test_a_sum_over_parts_is_checked_too(tmp_path: Path) -> None:

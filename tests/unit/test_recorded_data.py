@@ -14,8 +14,10 @@ from dvc.repo import Repo
 
 from tasks.project import dump_yaml
 from tasks.recorded_data import bring_back, recorded_output
+from tasks.recorded_videos import videos_are_gone
 from tasks.versioning import init_repository
 from vdmini_core.errors import VDMiniError
+from vdmini_core.params import PrepareParams
 
 
 @pytest.fixture
@@ -132,3 +134,23 @@ def test_a_lock_that_names_no_folder_of_dvcs_names_none(tmp_path: Path, md5: Any
 def test_a_lock_that_is_none_names_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "dvc.lock").write_text(text)
     assert recorded_output(tmp_path / "dvc.lock", "prepare") is None
+
+
+def test_videos_are_gone_when_any_place_of_theirs_holds_none(tmp_path: Path) -> None:
+    films, more, lists = tmp_path / "films", tmp_path / "more", tmp_path / "additions"
+    for folder in (films / "deep", more, lists):
+        folder.mkdir(parents=True)
+    (films / "deep" / "a.MP4").touch()
+    (more / "b.webm").touch()
+    text = json.dumps({"folder": "../more", "videos": []})
+    path = lists / f"0001-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    path.write_text(text)
+    params = PrepareParams(source="folder", videos="films", additions=[f"additions/{path.name}"])
+    assert not videos_are_gone(tmp_path, params)
+    assert not videos_are_gone(tmp_path, PrepareParams(source="procedural", videos="nowhere"))
+    (more / "b.webm").rename(more / "b.txt")
+    assert videos_are_gone(tmp_path, params), "the folder of the addition holds none"
+    (more / "b.txt").rename(more / "b.webm")
+    path.unlink()
+    assert videos_are_gone(tmp_path, params), "the list of the addition is gone"
+    assert videos_are_gone(tmp_path, PrepareParams(source="folder", videos="nowhere"))
