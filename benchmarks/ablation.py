@@ -5,13 +5,13 @@ python benchmarks/ablation.py TABLE... [--steps 150] [--seeds 3] [--clips 64] [-
 terms: the shipped teacher, cut by the paper's recipe, learns by the task loss alone, with ICD, with MCA and
 with both (paper, Table 4; ICMD = both). own-task: the same where the task loss looks at real clips alone, as
 a base model's own does (the default also regresses to the teacher's answer). heads: discriminator heads that
-learn ten times faster. deep: a cut to 0.4 of the FLOPs. few: 16 training clips for 256. lambdas: as the
-paper's Table 5, with the own task. recipes: `auto`, `paper`, `magnitude`, `random` and `depgraph` at the
-FLOPs of the paper's cut, all with ICD and MCA. A seed is one of batches, noise and heads (of profiles and of
-`random` too); steps, rates and clips are the same for all. Students are judged as in `pruning.py`, and
-against real clips. Every finished run is kept in `.bench/ablation/`, and one that was stopped goes on from
-its last checkpoint. Writes `benchmarks/results/ablation-TABLE-DATE.json`, a chart and strips of frames. No
-times are claimed.
+learn ten times faster. paired: own-task where fast heads judge pairs (`mca_loss`). deep: a cut to 0.4 of the
+FLOPs. few: 16 training clips for 256. lambdas: as the paper's Table 5, with the own task. recipes: `auto`,
+`paper`, `magnitude`, `random` and `depgraph` at the FLOPs of the paper's cut, all with ICD and MCA. A seed is
+one of batches, noise and heads (of profiles and of `random` too); steps, rates and clips are the same for
+all. Students are judged as in `pruning.py`, and against real clips. Every finished run is kept in
+`.bench/ablation/`, and one that was stopped goes on from its last checkpoint. Writes
+`benchmarks/results/ablation-TABLE-DATE.json`, a chart and strips of frames. No times are claimed.
 
 The shipped teacher leaves its noisy input alone, so that a discriminator on its encoder sees nothing
 (docs/log.md). One that looks is made from it in half an hour of a core, and given as `--teacher DIR`:
@@ -67,9 +67,10 @@ OWN = {"task_loss": "reconstruction"}
 FAST_HEADS = {"head_learning_rate": 3e-3}
 LAMBDAS = {"ICD x 0.1": (0.01, 0.0), "ICD x 10": (1.0, 0.0), "ICD x 100": (10.0, 0.0)}
 HEADS = {"MCA": (0.0, 1.0), "MCA x 10": (0.0, 10.0), "ICD + MCA x 10": (0.1, 10.0)}
+PAIRED = {"mca_loss": "paired"}
 RECIPES = ("auto", "magnitude", "random", "depgraph")
 COMPARED = ("paper", *RECIPES)
-TABLES = ("terms", "own-task", "heads", "lambdas", "deep", "few", "recipes")
+TABLES = ("terms", "own-task", "heads", "paired", "lambdas", "deep", "few", "recipes")
 DEEP_RATIO = 0.4  # of the teacher's FLOPs, by `magnitude`, which needs no profile
 STRIP_CLIPS, STRIP_FRAMES = 2, 4
 
@@ -198,6 +199,7 @@ def runs(table: str, bench: Bench, seeds: int) -> list[Run]:
         "terms": (TERMS, paper, {}),
         "own-task": (TERMS, paper, OWN),
         "heads": (HEADS, paper, OWN | FAST_HEADS),
+        "paired": (TERMS, paper, OWN | FAST_HEADS | PAIRED),
         "lambdas": (LAMBDAS, paper, OWN),
         "deep": (TERMS, deep, OWN),
         "few": (TERMS, paper, OWN),

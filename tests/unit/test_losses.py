@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from vdmini_core.distillation.discriminator import DiscriminatorHeads
 from vdmini_core.distillation.losses import (
     edm_weight,
     icd_loss,
     mca_discriminator_loss,
     mca_generator_loss,
+    paired_discriminator_loss,
+    paired_generator_loss,
     task_reconstruction,
     total_loss,
 )
@@ -100,6 +105,45 @@ def test_mca_hinge_and_generator_forms() -> None:
     sigmoid = torch.sigmoid
     log = -(sigmoid(fake[0]).log().mean() + sigmoid(fake[1]).log().mean()) / 2
     close(mca_generator_loss(fake, "log"), log.item())
+
+
+def test_paired_forms_compare_each_answer_with_its_own_partner() -> None:
+    fake, real = (
+        [torch.tensor([[0.5, -1.0]]), torch.tensor([2.0])],
+        [torch.tensor([[1.5, -1.0]]), torch.tensor([0.0])],
+    )
+    heads = [
+        (math.log1p(math.exp(-1.0)) + math.log(2)) / 2,
+        math.log1p(math.exp(2.0)),
+    ]
+    close(paired_discriminator_loss(fake, real), sum(heads) / 2)
+    student = [(math.log1p(math.exp(1.0)) + math.log(2)) / 2, math.log1p(math.exp(-2.0))]
+    close(paired_generator_loss(fake, real), sum(student) / 2)
+    same = [torch.randn(3, 4)]
+    close(paired_discriminator_loss(same, same), math.log(2))
+
+
+def test_pairs_teach_heads_what_the_hinge_loss_loses_among_the_clips() -> None:
+    """Answers a hundredth apart of what clips are; the loss of pairs that were not learned from."""
+    torch.manual_seed(0)
+    offset = 0.01 * torch.randn(8, 1, 1)
+    clips = [torch.randn(4, 8, 6, 6) for _ in range(12)]
+    sigma = torch.ones(2)
+
+    def held_out(loss: object) -> float:
+        heads = DiscriminatorHeads([8], seed=0)
+        optimizer = torch.optim.AdamW(heads.parameters(), lr=3e-3, betas=(0.5, 0.99), weight_decay=0.0)
+        for _ in range(15):
+            for clip in clips[:9]:
+                optimizer.zero_grad()
+                loss(heads([clip + offset], sigma), heads([clip], sigma)).backward()  # type: ignore[operator]
+                optimizer.step()
+        with torch.no_grad():
+            pairs = [(heads([clip + offset], sigma), heads([clip], sigma)) for clip in clips[9:]]
+            return sum(paired_discriminator_loss(*pair).item() for pair in pairs) / len(pairs)
+
+    by_pairs, by_hinge = held_out(paired_discriminator_loss), held_out(mca_discriminator_loss)
+    assert by_pairs < 0.5 < 0.66 < by_hinge, (by_pairs, by_hinge)
 
 
 def test_total_weighs_named_terms_and_leaves_out_what_has_no_weight() -> None:

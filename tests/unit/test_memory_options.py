@@ -135,6 +135,7 @@ def test_r1_by_hand() -> None:
         ({"batch_size": 4, "workers": 2, "accumulation": 4}, "multiple of accumulation"),
         ({"lambda_mca": 0, "r1_gamma": 1}, "lambda_mca or lambda_adversarial above 0"),
         ({"lambda_mca": 0, "lambda_adversarial": 1, "lambda_feature_matching": 1}, "lambda_mca above 0"),
+        ({"mca_loss": "paired", "mca_generator": "log"}, "partner of mca_loss hinge"),
         ({"parallel": "fsdp2", "optimizer": "adamw8bit"}, "use adamw"),
     ],
 )

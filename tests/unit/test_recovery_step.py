@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -219,6 +220,22 @@ def test_against_real_clips_other_heads_judge_beside_those_of_mca() -> None:
     row = toy_step(toy_params(lambda_adversarial=0.5)).step(batch)
     total = row["task"] + 0.1 * row["icd"] + row["mca_generator"] + 0.5 * row["adversarial_generator"]
     assert row["total"] == pytest.approx(total, rel=1e-5)
+
+
+def test_pairs_leave_gradient_where_the_hinge_does() -> None:
+    params = toy_params(mca_loss="paired", lambda_adversarial=0.5)
+    step, batch = toy_step(params), toy_batches().batch(0)
+    terms, heads_losses = step.losses(batch)
+    for name in ("mca", "adversarial"):
+        terms[f"{name}_generator"].backward(retain_graph=True)
+        assert grads(step.student) and not grads(step.heads) and not grads(step.teacher)
+    step.student.zero_grad()
+    torch.stack([*heads_losses.values()]).sum().backward()
+    assert grads(step.heads["mca"]) and grads(step.heads["adversarial"]) and not grads(step.student)
+    twin = toy_step(toy_params(mca_loss="paired"), student_seed=0)  # the teacher's own weights: no difference
+    terms, heads_losses = twin.losses(batch)
+    assert terms["mca_generator"].item() == pytest.approx(math.log(2), rel=1e-5)
+    assert heads_losses["mca_discriminator"].item() == pytest.approx(math.log(2), rel=1e-5)
 
 
 def test_real_clips_alone_need_no_answer_of_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,6 +140,32 @@ def mca_generator_loss(fake_logits: Sequence[Tensor], form: Literal["hinge", "lo
     return torch.stack(losses).mean()
 
 
+def paired_discriminator_loss(fake_logits: Sequence[Tensor], real_logits: Sequence[Tensor]) -> Tensor:
+    """E[softplus(D(fake, σ') - D(real, σ'))], a mean over heads: relativistic, in pairs (arXiv 1807.00734).
+
+    Fake and real of a pair are two answers to one clip, one condition and one noise, so what the clips differ
+    by cancels: heads learn from what is left, where the hinge loss would have to tell it from all that
+    variation first (docs/log.md, 2026-11-27).
+
+    Args:
+        fake_logits: one tensor per head for the student's re-noised prediction.
+        real_logits: the same for what it is held against, at the same places of the same clips.
+
+    Returns:
+        log 2 for heads that see no difference, 0 for heads that are sure.
+    """
+    losses = [
+        F.softplus(fake.float() - real.float()).mean()
+        for fake, real in zip(fake_logits, real_logits, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def paired_generator_loss(fake_logits: Sequence[Tensor], real_logits: Sequence[Tensor]) -> Tensor:
+    """What the student pays for `paired_discriminator_loss`: the same with the sides exchanged."""
+    return paired_discriminator_loss(real_logits, fake_logits)
+
+
 def feature_matching_loss(fake_feats: Sequence[Tensor], real_feats: Sequence[Tensor]) -> Tensor:
     """How far the student's clip is from the teacher's in what the discriminator's encoder sees of them.
 

@@ -36,6 +36,8 @@ from vdmini_core.distillation.losses import (
     mca_discriminator_loss,
     mca_generator_loss,
     mean_terms,
+    paired_discriminator_loss,
+    paired_generator_loss,
     r1_penalty,
     task_reconstruction,
     total_loss,
@@ -267,19 +269,27 @@ class RecoveryStep:
             with torch.no_grad():
                 real_feats = self._encode(batch, real)
             heads.requires_grad_(False)  # the student's loss passes through them and leaves nothing there
-            judged = heads(fake_feats, sigma)
-            terms[f"{name}_generator"] = mca_generator_loss(judged, self.params.mca_generator)
+            terms[f"{name}_generator"] = self._generator_loss(heads, fake_feats, real_feats, sigma)
             heads.requires_grad_(True)
             if matching and name == "mca":
                 terms["feature_matching"] = feature_matching_loss(fake_feats, real_feats)
             if self.params.r1_gamma:
                 penalties.append(r1_penalty(partial(_logits, heads, sigma), real_feats))
-            heads_losses[f"{name}_discriminator"] = mca_discriminator_loss(
-                heads(detached, sigma), heads(real_feats, sigma)
-            )
+            loss = paired_discriminator_loss if self.params.mca_loss == "paired" else mca_discriminator_loss
+            heads_losses[f"{name}_discriminator"] = loss(heads(detached, sigma), heads(real_feats, sigma))
         if penalties:
             terms["r1"] = torch.stack(penalties).sum()
         return terms, heads_losses
+
+    def _generator_loss(
+        self, heads: nn.Module, fake_feats: list[Tensor], real_feats: list[Tensor], sigma_B: Tensor
+    ) -> Tensor:
+        judged = heads(fake_feats, sigma_B)
+        if self.params.mca_loss == "hinge":
+            return mca_generator_loss(judged, self.params.mca_generator)
+        with torch.no_grad():
+            against = heads(real_feats, sigma_B)
+        return paired_generator_loss(judged, against)
 
     def _encode(self, batch: RecoveryBatch, clip_BFChw: Tensor) -> list[Tensor]:
         sigma_B = batch.renoise_sigma_B

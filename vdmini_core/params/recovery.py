@@ -73,7 +73,10 @@ class DistillParams(Section):
         description="against real clips, the teacher's answer, or along its path; auto: as it was trained",
     )
     icd_normalise: bool = Field(True, description="divide each layer by the teacher's own feature scale")
-    mca_generator: Literal["hinge", "log"] = "hinge"
+    mca_loss: Literal["hinge", "paired"] = Field(
+        "hinge", description="paired: each answer against the teacher's to the same clip (relativistic)"
+    )
+    mca_generator: Literal["hinge", "log"] = Field("hinge", description="the student's side of hinge")
     mca_start_step: int = Field(0, ge=0, description="the heads learn alone before this step")
     lambda_adversarial: float = Field(
         0.0, ge=0, description="as L_MCA with heads of its own, but against real clips: SF-V's own loss"
@@ -132,6 +135,8 @@ class DistillParams(Section):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> DistillParams:
+        if self.mca_loss == "paired" and self.mca_generator == "log":
+            raise ValueError("mca_generator log is a partner of mca_loss hinge: paired has its own")
         if self.lambda_feature_matching and not self.lambda_mca:
             raise ValueError("lambda_feature_matching needs the discriminator's encoder: lambda_mca above 0")
         if self.r1_gamma and not (self.lambda_mca or self.lambda_adversarial):
