@@ -19,6 +19,7 @@ from tasks.stage import finished
 from vdmini_core.artifacts import digest_of, is_safetensors, sha256_file
 
 HARMLESS = frozenset({".json", ".txt", ".md"})  # read as text, never run
+_ON_PURPOSE = ("type hints", "input example")  # what MLflow warns of
 TRIAL_STEPS = 2  # whether it generates shows after two steps; how well, `evaluate` has measured
 
 
@@ -84,14 +85,15 @@ def unsafe_files(folder: Path) -> tuple[str, ...]:
 
 @contextmanager
 def without_hint_warning() -> Iterator[None]:
-    """Not told that `predict` has no type hints: with them MLflow would refuse arrays and images.
+    """Not told that `predict` has no type hints (MLflow would refuse arrays and images with them), nor that
+    there is no input example (it would make a video while the model is logged; `check_student` makes one).
 
     It sets filters of its own, so that the one who shows warnings is replaced.
     """
     with warnings.catch_warnings():
         show = warnings.showwarning
         warnings.showwarning = lambda message, *more, **named: (
-            None if "type hints" in str(message) else show(message, *more, **named)
+            None if any(text in str(message) for text in _ON_PURPOSE) else show(message, *more, **named)
         )
         yield
 
