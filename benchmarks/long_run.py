@@ -33,7 +33,7 @@ import psutil
 from matplotlib.figure import Figure
 
 from tasks.recovery_checkpoints import read_rows
-from vdmini_core.artifacts import library_versions, write_json
+from vdmini_core.artifacts import code_version, library_versions, write_json
 from vdmini_core.metrics.speed import device_name
 from vdmini_core.report.figures import PALETTE, house_style, save
 
@@ -194,6 +194,7 @@ def section(found: dict[str, Any], minutes: float) -> dict[str, Any]:
         "about": "`vdmini distill` on Ray with the mini teacher, checkpoints and validations among it; "
         f"after a warm-up of {WARM_UP:.0%} of the steps. The pace of the driver is that of one that waits.",
         "seed": 0,
+        "code": code_version()["digest"][:12],
         "command": "python benchmarks/long_run.py WORKSPACE",
         "rows": rows,
         "totals": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,8 @@ from flows.cli_project import (
     run_one,
 )
 from vdmini_core.printing import JsonOption, print_json
+
+ANOTHER = "look who changed it on MLflow; `vdmini promote` with another version"
 
 
 def promote_command(
@@ -58,6 +61,7 @@ def rollback_command(
     """The version before becomes champion again; a second rollback takes the first one back."""
     with pipeline_extra():
         from flows.notices import notify
+        from tasks.promote import look_at_files
         from tasks.rollback import roll_back
         from tasks.tracking import connect
         from vdmini_core.params import load_params
@@ -65,7 +69,8 @@ def rollback_command(
         folder = project_folder(root, workspace, None, None, None)
         params = load_params(folder / "params.yaml")
         name, alias = params.register_.name, params.promote.alias
-        move = roll_back(connect(folder), name, alias, reason)
+        look = partial(look_at_files, folder, fix=ANOTHER)
+        move = roll_back(connect(folder), name, alias, reason, look)
         told = f"{name}: version {move.after} is {alias} again, in place of version {move.before}"
         notify("rolled-back", f"{told}: {reason}", model=name, version=move.after, before=move.before)
     if as_json:

@@ -26,6 +26,7 @@ LOADER, LOADED = "mlflow.pyfunc.loaders.code_model", "serving_model.py"
 SOURCES = ("models:/", "runs:/")
 YAML_BYTES = 2**20
 DEEPEST = 16  # params.yaml has 4
+ROLL_BACK = "`vdmini rollback`, and look who changed it"
 WAY_OUT = "look who changed the artifacts of its run or its tags on MLflow"
 
 
@@ -62,7 +63,18 @@ def demand_own_source(version: ModelVersion) -> str:
     return source
 
 
-def demand_own_student(folder: Path, version: ModelVersion) -> Path:
+def file_digests(folder: Path) -> dict[str, str]:
+    """Name -> sha256 of every file below `folder`."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+
+
+def files_digest(folder: Path) -> str:
+    """One sha256 over names and bytes of all files of a registered model."""
+    return digest_of(file_digests(folder))
+
+
+def demand_own_student(folder: Path, version: ModelVersion, fix: str = ROLL_BACK) -> Path:
     """The student in a registered model that was fetched, where the model is of our making.
 
     Its loader is not imported: pipelines are loaded by the code that is installed here.
@@ -70,20 +82,18 @@ def demand_own_student(folder: Path, version: ModelVersion) -> Path:
     Args:
         folder: the model as it came.
         version: for the message.
+        fix: what to do about a version that is not as it was.
 
     Raises:
         ModelError: for another loader, a pickled model, files that are not safe to load, or any file that is
             not as it was registered.
     """
     problem = f"version {version.version} of `{version.name}` "
-    fix = "`vdmini rollback`, and look who changed it"
-    flavor = _flavor(folder / "MLmodel")
-    loader, code = str(flavor.get("loader_module")), Path(str(flavor.get("model_code_path"))).name
-    if (loader, code) != (LOADER, LOADED) or flavor.get("python_model"):
+    if loader := loader_of(folder):
         raise ModelError(
             problem + "is loaded by code that is not ours",
             expected=f"{LOADER} with {LOADED}",
-            found=f"{loader} with {flavor.get('python_model') or code}"[:200],
+            found=loader[:200],
             fix=fix,
         )
     student = folder / "artifacts" / "student"
@@ -96,25 +106,30 @@ def demand_own_student(folder: Path, version: ModelVersion) -> Path:
             found=", ".join(unsafe[:5]),
             fix=fix,
         )
-    registered, found = checks_of(version).files, files_digest(folder)
-    if found != registered:
-        told = "does not hold the files that were registered" if registered else "has no file digest"
+    registered = checks_of(version).files
+    if not registered:
         raise ModelError(
-            problem + told,
-            expected=f"digest {registered}" if registered else "one among the facts that `register` writes",
+            problem + "has no digest of its files",
+            expected="one among the facts that `register` writes",
+            fix="`vdmini register --force` in the project that made it, which makes a new version",
+        )
+    if (found := files_digest(folder)) != registered:
+        raise ModelError(
+            problem + "does not hold the files that were registered",
+            expected=f"digest {registered}",
             found=found,
-            fix=fix if registered else "`vdmini register --force` in the project that made it",
+            fix=fix,
         )
     return student
 
 
-def files_digest(folder: Path) -> str:
-    """One sha256 over names and bytes of all files of a registered model.
-
-    Whoever may write to its bucket, but not to the registry, can change none of them unseen.
-    """
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return digest_of({path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
+def loader_of(folder: Path) -> str:
+    """What a registered model says it is loaded by; empty where that is our own loader."""
+    flavor = _flavor(folder / "MLmodel")
+    loader, code = str(flavor.get("loader_module")), Path(str(flavor.get("model_code_path"))).name
+    if (loader, code) == (LOADER, LOADED) and not flavor.get("python_model"):
+        return ""
+    return f"{loader} with {flavor.get('python_model') or code}"
 
 
 def _flavor(path: Path) -> Mapping[str, Any]:

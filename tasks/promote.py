@@ -23,10 +23,12 @@ from tasks.registry_lock import Turn, turn_of
 from tasks.stage import StageJob, StageOutcome
 from tasks.tracking import connect, fetch_model
 from vdmini_core.artifacts import digest_of, write_json
-from vdmini_core.errors import VDMiniError
-from vdmini_core.params import PromoteParams, load_params
+from vdmini_core.errors import ModelError, VDMiniError
+from vdmini_core.params import Params, PromoteParams, load_params
 
 DECISION_TAG = "vdmini.decision"
+FILES = "files"  # in a decision that the files themselves made
+LOOK_AGAIN = "look who changed it on MLflow; `vdmini register --force` registers the student anew"
 _insisted: ContextVar[str | None] = ContextVar("insisted", default=None)
 
 
@@ -52,7 +54,11 @@ def run(job: StageJob) -> StageOutcome:
     """Ask the gate about the candidate and move the champion alias if it says so."""
     params, client = job.params, connect(job.root)
     name, alias, insisted = params.register_.name, params.register_.alias, _insisted.get()
-    looked_at = _look_at_files(job, client, insisted)
+    try:
+        looked_at = _look_at_files(job, client, insisted)
+    except ModelError as error:
+        _record_refusal(client, params, error)
+        raise
     candidate, decision, record = promote_candidate(
         client, name, alias, params.promote, insisted, looked_at=looked_at
     )
@@ -94,10 +100,36 @@ def _look_at_files(job: StageJob, client: MlflowClient, insisted: str | None) ->
         return ""
     if not _decide(candidate, champion, params.promote, insisted).promoted:
         return ""
-    with tempfile.TemporaryDirectory(dir=job.work) as folder:
-        back = fetch_model(job.root, demand_own_source(candidate), Path(folder))
-        demand_own_student(back, candidate)
+    look_at_files(job.root, candidate, LOOK_AGAIN, job.work)
     return str(candidate.version)
+
+
+def look_at_files(root: Path, version: ModelVersion, fix: str, place: Path | None = None) -> None:
+    """Fetch a version to `place`, and see that its files are those that were registered.
+
+    Raises:
+        ModelError: as `demand_own_student`.
+    """
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        demand_own_student(fetch_model(root, demand_own_source(version), Path(folder)), version, fix)
+
+
+def _record_refusal(client: MlflowClient, params: Params, error: ModelError) -> None:
+    """Leave on the version why its files kept it out, as any other answer of the gate."""
+    name, rules = params.register_.name, params.promote
+    with turn_of(client, name) as turn:
+        candidate = version_by_alias(client, name, params.register_.alias)
+        if candidate is None:
+            return
+        champion = version_by_alias(client, name, rules.alias)
+        decision = Decision("keep", (" ".join(str(error).split()),))
+        told = {"outcome": "keep", "reasons": list(decision.reasons), FILES: "not as registered"}
+        record = _question(rules, candidate, champion) | told
+        turn.check()
+        client.set_model_version_tag(
+            name, str(candidate.version), DECISION_TAG, json.dumps(record, sort_keys=True)
+        )
+    keep_report(client, candidate, decision_record(name, candidate, champion, decision, rules))
 
 
 def promote_candidate(
@@ -213,7 +245,9 @@ def is_current(root: Path) -> bool:
         return True
     decided = json.loads(candidate.tags.get(DECISION_TAG, "{}"))
     asked = _question(params.promote, candidate, champion)
-    return decided.get("outcome") == "keep" and {key: decided.get(key) for key in asked} == asked
+    # Files are no fact of a version's tags: what was said of them is asked again.
+    judged = decided.get("outcome") == "keep" and FILES not in decided
+    return judged and {key: decided.get(key) for key in asked} == asked
 
 
 def _question(rules: PromoteParams, candidate: ModelVersion, champion: ModelVersion | None) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def _write(turn: Turn, move: Move) -> None:
 
 
 def account() -> str:
-    """Who is asking: the account on the MLflow server where there is one, and the one on this machine.
+    """Who is asking: the account that a server of MLflow is asked with, if it is named, and this machine's.
 
     On a server that many projects share, the second is often that of a worker or a container.
     """
@@ -108,7 +108,8 @@ def account() -> str:
         here = getpass.getuser()
     except (KeyError, OSError):  # a container's number without a name
         here = "unknown"
-    there = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    server = os.environ.get("MLFLOW_TRACKING_URI", "").startswith(("http://", "https://"))
+    there = os.environ.get("MLFLOW_TRACKING_USERNAME") if server else None
     return f"{there} (as {here})" if there else here
 
 

@@ -48,17 +48,17 @@ def _holds_videos(folder: str | Path) -> bool:
     """A new project has an empty `videos`, with a word on what belongs there: a video is asked for."""
     if isinstance(folder, Path):
         return any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.rglob("*"))
-    bucket, key = bucket_and_key(folder.rstrip("/"))
     try:
-        names = [item.name for item in objects_below(new_client(), bucket, key)]
+        bucket, key = bucket_and_key(folder.rstrip("/"))
+        items = objects_below(new_client(), bucket, key)
+        return any(Path(item.name).suffix.lower() in VIDEO_SUFFIXES for item in items)
     except S3Error as error:
         cause = error.__cause__
         if isinstance(cause, ClientError) and cause.response.get("Error", {}).get("Code") in _GONE:
             return False
         raise DataError(
             "the store of this version's videos does not say whether they are there",
-            expected=f"leave to list {folder}",
+            expected=f"a list of {folder}",
             found=str(error).splitlines()[0],
-            fix="mend the AWS_* variables or the network, or `--videos DIR`",
+            fix="look at that address, the AWS_* variables and the network",
         ) from error
-    return any(Path(name).suffix.lower() in VIDEO_SUFFIXES for name in names)

@@ -69,8 +69,8 @@ class LiveView:
             share = f"{100 * max(history.sight):.2g} %"
             monitor.note(
                 f"the discriminator's features change by {share} when a clip is exchanged for noise: this "
-                "teacher's encoder does not look at what it would judge, and L_MCA can teach nothing "
-                "(distill.lambda_mca=0 saves its time)"
+                "teacher's encoder does not look at what it would judge, and L_MCA can teach little "
+                "(distill.mca_loss=paired sees more; lambda_mca=0 and lambda_adversarial=0 save its time)"
             )
         self._history = history
         return last

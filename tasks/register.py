@@ -18,13 +18,14 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 import vdmini_core
-from tasks.foreign_versions import files_digest
+from tasks.foreign_versions import demand_own_source, files_digest
 from tasks.gate import Checks
 from tasks.models import device_of
 from tasks.once import once
 from tasks.promotion_history import history
 from tasks.provenance import check_student, provenance, without_hint_warning
 from tasks.recipe import keep_recipe
+from tasks.registered_files import LOADER_FILE, unlike_ours
 from tasks.registry import (
     CHECKS_TAG,
     EVIDENCE_TAG,
@@ -42,7 +43,7 @@ from tasks.registry_lock import turn_of
 from tasks.serving_signature import signature_of
 from tasks.stage import StageJob, StageOutcome, finished, temporary_files_in
 from tasks.tracking import MLflowMonitor, connect, fetch_model, store_of_the_process
-from vdmini_core.artifacts import tree_digests, write_json
+from vdmini_core.artifacts import write_json
 from vdmini_core.errors import VDMiniError
 
 # What a served student needs; nothing of the pipeline.
@@ -64,13 +65,15 @@ def _register(job: StageJob) -> StageOutcome:
     identity = student_identity(job.root)
     ensure_model(client, rules.name)
     version = version_of_student(client, rules.name, identity)
-    if version is None:
+    if version is not None and (problem := _not_as_registered(job, version)):
+        job.monitor.note(f"version {version.version} {problem}: the student is registered anew")
+        number = _log_version(job, identity, after=int(version.version))
+    elif version is None:
         number = _log_version(job, identity)
     else:
         number = str(version.version)
         for key, value in rules.tags.items():
             client.set_model_version_tag(rules.name, number, key, value)
-        _complete(job, version)
         job.monitor.note(f"this student is version {number} already")
     _point_at(client, rules.name, rules.alias, number)
     facts = {"name": rules.name, "alias": rules.alias, "student": identity}
@@ -107,10 +110,10 @@ def is_current(root: Path, name: str, alias: str) -> bool:
     version = version_by_alias(connect(root), name, alias)
     if version is None or version.tags.get(STUDENT_TAG) != student_identity(root):
         return False
-    return bool(checks_of(version).files)  # a version of an earlier release lacks them: `run` completes it
+    return bool(checks_of(version).files)  # without a digest `run` registers the student anew
 
 
-def _log_version(job: StageJob, identity: str) -> str:
+def _log_version(job: StageJob, identity: str, after: int = 0) -> str:
     if not isinstance(job.monitor, MLflowMonitor):
         raise VDMiniError("`register` needs MLflow", fix="run it through `vdmini register` or `vdmini run`")
     model_id = _log_model(job, job.monitor.run_id)
@@ -118,16 +121,24 @@ def _log_version(job: StageJob, identity: str) -> str:
     client = connect(job.root)
     tags = job.params.register_.tags | _tags(job.root, identity, _checked(job, source))
     keep_recipe(client, job.monitor.run_id, job.root)
-    return str(_new_version(job, client, source, model_id, tags).version)
+    return str(_new_version(job, client, source, model_id, tags, after).version)
 
 
 def _new_version(
-    job: StageJob, client: MlflowClient, source: str, model_id: str, tags: dict[str, str]
+    job: StageJob, client: MlflowClient, source: str, model_id: str, tags: dict[str, str], after: int
 ) -> ModelVersion:
-    """One version of a student, though two projects register it at once or the server is asked again."""
+    """One version of a student, though two projects register it at once or the server is asked again.
+
+    `after`: number of the newest one that does not count, as its files are not what they were.
+    """
     name = job.params.register_.name
-    with turn_of(client, name) as turn:
+
+    def made() -> ModelVersion | None:
         found = version_of_student(client, name, tags[STUDENT_TAG])
+        return found if found is not None and int(found.version) > after else None
+
+    with turn_of(client, name) as turn:
+        found = made()
         if found is not None:
             return found
         turn.check()
@@ -141,25 +152,28 @@ def _new_version(
                 await_creation_for=None,
                 model_id=model_id,
             ),
-            lambda: version_of_student(client, name, tags[STUDENT_TAG]),
+            made,
         )
 
 
-def _complete(job: StageJob, version: ModelVersion) -> None:
-    """Give a version that an earlier release registered what the gate and `reproduce` look for today."""
-    before = checks_of(version)
-    # What failed may have been the day, so one that was refused is looked at again.
-    if before.files and before.generates is True:
-        return
-    client = connect(job.root)
-    found = _checked(job, version.source)
-    if before.files and found.files != before.files:
-        found = Checks(generates="its files are not those that were registered", files=before.files)
-    tags = _tags(job.root, version.tags[STUDENT_TAG], found)
-    if version.run_id:
-        keep_recipe(client, version.run_id, job.root)
-    for key, value in tags.items():
-        client.set_model_version_tag(version.name, str(version.version), key, value)
+def _not_as_registered(job: StageJob, version: ModelVersion) -> str:
+    """What is wrong with the files of a version that is there; empty where they are those of its digest.
+
+    A version whose student did not load is tried again: what failed may have been the day.
+    """
+    told = checks_of(version)
+    if not told.files:
+        return "has no digest of its files"
+    with tempfile.TemporaryDirectory() as folder:
+        back = fetch_model(job.root, demand_own_source(version), Path(folder))
+        if files_digest(back) != told.files:
+            return "does not hold the files that were registered"
+        if told.generates is True:
+            return ""
+        found = check_student(back / "artifacts" / "student", device_of(job))
+    checks = json.dumps(asdict(replace(found, files=told.files)), sort_keys=True)
+    connect(job.root).set_model_version_tag(version.name, str(version.version), CHECKS_TAG, checks)
+    return ""
 
 
 def _log_model(job: StageJob, run_id: str) -> str:
@@ -172,10 +186,10 @@ def _log_model(job: StageJob, run_id: str) -> str:
     ):
         info = mlflow.pyfunc.log_model(
             name="student",
-            python_model=str(Path(__file__).with_name("serving_model.py")),
+            python_model=str(LOADER_FILE),
             artifacts={"pipeline": str(student)},
             code_paths=[str(_core_without_weights(Path(folder)))],
-            pip_requirements=[f"{name}=={_installed(name)}" for name in RUNTIME],
+            pip_requirements=_requirements(),
             signature=signature_of(student),
             model_config={"device": "auto", "dtype": "auto"},  # what is not named here cannot be overridden
         )
@@ -185,14 +199,25 @@ def _log_model(job: StageJob, run_id: str) -> str:
 
 
 def _checked(job: StageJob, source: str) -> Checks:
-    """Fetch the student back from where it was put, and see that it is whole, safe, and makes a video."""
+    """Fetch the model back from where it was put, and see that it is ours, whole, safe, and makes a video."""
     student = job.artifact("distill") / "student"
     with tempfile.TemporaryDirectory() as folder:
-        back = fetch_model(job.root, source, Path(folder))
-        files, copy = files_digest(back), back / "artifacts" / student.name
-        if tree_digests(copy) != tree_digests(student):
-            return Checks(generates="the registered files are not those of artifacts/distill", files=files)
-        return replace(check_student(copy, device_of(job)), files=files)
+        back = fetch_model(job.root, source, Path(folder) / "back")
+        core = _core_without_weights(Path(folder))
+        if wrong := unlike_ours(back, student, core, _requirements()):
+            raise VDMiniError(
+                "the registered model does not hold what was put there",
+                expected="every file as it was written",
+                found=", ".join(wrong[:5]),
+                fix="`vdmini register` again; if that fails too, look who else writes to MLflow's artifacts",
+            )
+        return replace(
+            check_student(back / "artifacts" / student.name, device_of(job)), files=files_digest(back)
+        )
+
+
+def _requirements() -> list[str]:
+    return [f"{name}=={_installed(name)}" for name in RUNTIME]
 
 
 def _core_without_weights(folder: Path) -> Path:

@@ -25,7 +25,9 @@ from tasks.fresh_data import new_videos, seed_of, this_week
 from tasks.gate import row
 from tasks.project import change_params
 from tasks.registry import EVIDENCE_TAG, PROVENANCE_TAGS, candidate_of
+from tasks.registry_lock import turn_of
 from tasks.reproduce import fetch_recipe, find_version, lay_out_version
+from tasks.s3_folders import local_path
 from tasks.stage import finished, run_stage, stage_lock, stage_params
 from tasks.tracking import MLflowTracker, connect, fetch_model
 from vdmini_core.artifacts import read_json, sha256_file, staged_output, write_manifest
@@ -138,14 +140,29 @@ def rescore(
         _bring_student(root, folder, version)
         run_stage("evaluate", folder)
         measured = _compare(folder, version, week)
-        # The lock is this machine's; another may have told the week's result meanwhile, by the same clips.
-        newest = find_version(client, f"models:/{version.name}/{version.version}")
-        others = None if force else _told(newest.tags.get(TAG + week))
-        result = others or _keep(root, folder, version, measured)
+        kept = _keep(root, folder, version, measured)
+        result = _settle(client, version, kept, force)
         shutil.rmtree(folder)
-    if others is None:
+    if result is kept:
         tell(result)
     return result
+
+
+def _settle(client: MlflowClient, version: ModelVersion, mine: Rescore, force: bool) -> Rescore:
+    """The week's one result: mine, or that of another machine (the stage's lock is this one's), the first.
+
+    Mine keeps its run on MLflow, marked as second, whatever it says: figures are not thrown away.
+    """
+    name, number = str(version.name), str(version.version)
+    with turn_of(client, name) as turn:
+        newest = find_version(client, f"models:/{name}/{number}")
+        others = None if force else _told(newest.tags.get(TAG + mine.week))
+        turn.check()
+        if others is not None:
+            client.set_tag(mine.run_id, "vdmini.second_to", others.run_id)
+            return others
+        client.set_model_version_tag(name, number, TAG + mine.week, json.dumps(asdict(mine)))
+    return mine
 
 
 def _told(tag: str | None) -> Rescore | None:
@@ -162,7 +179,7 @@ def _lay_out(
     """A project like the version's, but for its clips."""
     recipe = fetch_recipe(root, folder, version)
     if recipe["data"]["source"] == "folder":
-        place = videos or root / Path(recipe["data"]["videos"]).expanduser()
+        place = videos or local_path(root, recipe["data"]["videos"])
         if not place.is_dir():
             raise DataError(
                 "the videos of this version are not there", found=str(place), fix="`--videos DIR`"
@@ -279,7 +296,7 @@ def _bounds(figures: Mapping[str, Any]) -> tuple[float | None, float | None]:
 
 
 def _keep(root: Path, folder: Path, version: ModelVersion, result: Rescore) -> Rescore:
-    """Put the figures on a run of their own, on the version's logged model, and in a tag of the version."""
+    """Put the figures on a run of their own and on the version's logged model."""
     tracker, out = MLflowTracker(root, RUN_NAME), folder / "artifacts" / "evaluate"
     client, name, number = tracker.client, str(version.name), str(version.version)
     told = {"vdmini.model": name, "vdmini.model_version": number, "vdmini.week": result.week}
@@ -298,8 +315,6 @@ def _keep(root: Path, folder: Path, version: ModelVersion, result: Rescore) -> R
         if (out / "videos").is_dir():
             client.log_artifacts(run_id, str(out / "videos"), "videos")
         result = replace(result, run_id=run_id)
-        # Last: whoever sees it finds everything else in place.
-        client.set_model_version_tag(name, number, TAG + result.week, json.dumps(asdict(result)))
         ok = True
     finally:
         tracker.close(run_id, ok)

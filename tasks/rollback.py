@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from tasks.decision_report import add_note
@@ -13,7 +15,13 @@ from tasks.registry_lock import turn_of
 from vdmini_core.errors import VDMiniError
 
 
-def roll_back(client: MlflowClient, name: str, alias: str, reason: str) -> Move:
+def roll_back(
+    client: MlflowClient,
+    name: str,
+    alias: str,
+    reason: str,
+    look: Callable[[ModelVersion], None] = lambda version: None,
+) -> Move:
     """Swap champion and previous version; the one that leaves is marked, so that the gate keeps it out.
 
     A second call swaps them back and takes the mark away.
@@ -23,12 +31,19 @@ def roll_back(client: MlflowClient, name: str, alias: str, reason: str) -> Move:
         name: of the registered model.
         alias: what the champion is called.
         reason: kept in the history and on both versions.
+        look: called with the version that would return, before it is our turn; raises where it may not, as
+            its files are no longer those that were registered.
 
     Raises:
         VDMiniError: where there is no champion or no other version to go back to.
     """
     if version_by_alias(client, name, alias) is None:
         raise VDMiniError(f"`{name}` has no `{alias}`", fix="`vdmini promote` makes one")
+    with turn_of(client, name) as turn:
+        finish_begun(turn)
+    looked_at = version_by_alias(client, name, previous_alias(alias))
+    if looked_at is not None:
+        look(looked_at)  # a large model takes longer than a turn lasts
     with turn_of(client, name) as turn:
         finish_begun(turn)
         champion = version_by_alias(client, name, alias)
@@ -52,6 +67,13 @@ def roll_back(client: MlflowClient, name: str, alias: str, reason: str) -> Move:
                 expected="a former champion, as the model's history has it",
                 found=f"`{previous_alias(alias)}` was set by hand",
                 fix="`vdmini promote` asks the gate about a version",
+            )
+        if looked_at is None or looked_at.version != previous.version:
+            raise VDMiniError(
+                f"another version of `{name}` became `{previous_alias(alias)}` meanwhile",
+                expected=f"version {looked_at.version}" if looked_at else "none",
+                found=f"version {previous.version}",
+                fix="run `vdmini rollback` again",
             )
         leaving, returning = str(champion.version), str(previous.version)
         turn.check()

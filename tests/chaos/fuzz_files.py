@@ -262,6 +262,7 @@ def document(fuzz: Fuzz, media: Media) -> dict[str, Any]:
         "about": "Drawn from a seed, through `prepare` and `vdmini fvd`: each is taken or refused in words.",
         "command": "make chaos",
         "seed": fuzz.seed,
+        "code": code_version()["digest"][:12],
         "rows": rows,
         "totals": totals,
         "absent": absent,

@@ -196,7 +196,8 @@ def document(seed: int, cases: list[dict[str, Any]]) -> dict[str, Any]:
     totals["noticed"] = [f"{case['index']} ({case['kind']}): {case['fate']} {case['said']}" for case in bad]
     head = {"section": "Fed any parameters", "order": 4, "command": "make chaos"}
     about = "Parameter files drawn from a seed, as a run and as `--set` read them; good ones get a dry run."
-    return {**head, "about": about, "seed": seed, "rows": rows, "totals": totals}
+    code = code_version()["digest"][:12]
+    return {**head, "about": about, "seed": seed, "code": code, "rows": rows, "totals": totals}
 
 
 def faults(totals: dict[str, Any]) -> list[str]:

@@ -34,9 +34,9 @@ ABOUT = (
     "SIGKILL to every process of a nano run at once, under both drivers: at random times within a stage, and "
     "at exact points (before or after a rename, a file opened for writing, a commit of SQLite, a request to "
     "MLflow or S3). Two stories of three keep their checkpoints in S3 too, and half of those that die in "
-    "their recovery lose all that it kept on disk. The run is started again until it ends; then every output "
-    "is compared with those of a run that nothing happened to, and leftovers, versions, runs, locks and torn "
-    "checkpoints are looked for."
+    "their recovery lose its checkpoints on disk: it has to go on from S3. The run is started again until it "
+    "ends; then every output is compared with those of a run that nothing happened to, and leftovers, "
+    "versions, runs, locks and torn checkpoints are looked for."
 )
 TIRED = 12  # attempts more than deaths planned, before a story counts as hung
 
@@ -112,8 +112,8 @@ class Chaos:
         story = Story(self.state / "stories" / f"{number:04d}", driver, server, store)
         story.lay_out()
         plan = story.folder / "targets.json"
-        dice = random.Random(f"{self.seed}-{number}")
         if not plan.is_file():
+            dice = random.Random(f"{self.seed}-{number}")
             seen = partial(self.seen, driver, stored=store is not None)
             save_targets(plan, draw_targets(dice, driver, seen))
         targets = [Target(**target) for target in read_json(plan)]
@@ -122,17 +122,17 @@ class Chaos:
             done = story.attempt(targets, self.spans(driver))
             save_targets(plan, targets)
             told = {"story": number, "driver": driver, "stage": done.stage, "kind": done.met}
+            self._see_begin(story, number, done.began_at)
             if done.fate == "killed":
                 found = {"torn": torn(story.root), "processes": done.killed}
                 told |= {"moment": done.moment, "seconds": done.seconds, "found": found}
-                if store is not None and done.stage == "distill" and dice.random() < 0.5:
-                    story.lose_the_machine()
-                    told |= {"machine": "lost"}
+                if store is not None and done.stage == "distill" and done.moment["drawn"]["loses"]:
+                    told |= {"disk": "lost", "in S3": story.lose_the_machine()}
                 self.record("kills", told)
                 self.say(f"{number:04d} {driver} killed in {done.stage} ({done.met}), {done.seconds:.0f} s")
                 tired -= 1
             if done.fate == "finished":
-                found = problems_of(story, self.reference(driver))
+                found = problems_of(story, self.reference(driver)) + self._not_from_store(number)
                 if done.killed:
                     found.append({"kind": "hung", "what": f"{done.killed} processes outlived the run"})
                 self._finish(story, number, found)
@@ -144,6 +144,22 @@ class Chaos:
                 self._finish(story, number, [{"kind": kind, "what": f"{done.stage}: {done.said}"}])
                 return True
         return False
+
+    def _see_begin(self, story: Story, number: int, step: int | None) -> None:
+        """Write down that a recovery without a disk began, and at which step."""
+        if step is not None:
+            wanted = int(story.awaiting.read_text())
+            story.awaiting.unlink()
+            self.record("resumed", {"story": number, "step": step, "in S3": wanted})
+
+    def _not_from_store(self, number: int) -> list[dict[str, str]]:
+        """Recoveries of a story that trained again what lay in S3."""
+        mine = [record for record in self.records("resumed") if record["story"] == number]
+        return [
+            {"kind": "lost", "what": f"began at step {each['step']} though S3 had step {each['in S3']}"}
+            for each in mine
+            if each["step"] < each["in S3"]
+        ]
 
     def _mended(self, story: Story, number: int) -> bool:
         """Whether `vdmini doctor` put right what a killed DVC left: `dvc repro` reads it before we can."""
@@ -208,7 +224,8 @@ class Chaos:
         open_stories = {kill["story"] for kill in kills} - {story["story"] for story in stories}
         totals = {"kills": len(kills), "stories": len(stories), "unfinished stories": len(open_stories)}
         totals["at a request to S3"] = sum(kill["moment"].get("event") == "s3" for kill in kills)
-        totals["with the disk of a recovery lost"] = sum("machine" in kill for kill in kills)
+        totals["with the disk of a recovery lost"] = sum("disk" in kill for kill in kills)
+        totals["gone on from S3"] = sum(record["in S3"] > 0 for record in self.records("resumed"))
         totals["mended by `vdmini doctor`"] = len(self.records("mended"))
         problems = [
             {"story": story["story"], "driver": story["driver"], **problem}
@@ -220,6 +237,7 @@ class Chaos:
             "order": 1,
             "about": ABOUT,
             "seed": self.seed,
+            "code": code_version()["digest"][:12],
             "command": f"python -m tests.chaos.kills --kills {self.kills} --seed {self.seed}",
             "rows": rows,
             "totals": {**totals, **{kind: found[kind] for kind in KINDS}},

@@ -1,8 +1,9 @@
 """`python -m tests.chaos.page`: docs/reliability.md from the results in docs/reliability/*.json.
 
 A result is one section: `{"section": title, "seed": number, "rows": [...], "totals": {...}}`; optional are
-`about` (a paragraph), `command` (which repeats it), `order` (sections are sorted by it) and `problems` (rows
-of what was found). `rows` and `problems` are lists of mappings; a table has the columns of all of them.
+`about` (a paragraph), `code` (digest of the code it was made with), `absent` (what could not be tried: why),
+`command` (which repeats it), `order` (sections are sorted by it) and `problems` (rows of what was found).
+`rows` and `problems` are lists of mappings; a table has the columns of all of them.
 """
 
 from __future__ import annotations
@@ -81,7 +82,11 @@ def _section(section: dict[str, Any]) -> str:
     if about := section.get("about"):
         parts += [about, ""]
     repeat = f": `{section['command']}`" if "command" in section else ""
-    parts += [f"Seed {section['seed']}{repeat}.", ""]
+    code = f", code `{section['code']}`" if "code" in section else ""
+    parts += [f"Seed {section['seed']}{code}{repeat}.", ""]
+    if absent := section.get("absent"):
+        told = "; ".join(f"{_cell(what)} ({_cell(why)})" for what, why in absent.items())
+        parts += [f"Not among them here: {told}.", ""]
     if rows := section.get("rows"):
         parts += [*_table(rows), ""]
     if totals := section.get("totals"):

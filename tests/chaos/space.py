@@ -21,7 +21,7 @@ from typing import Any
 from tests.chaos.looking import torn
 from tests.chaos.story import CHECKOUT, Story
 from tests.flows.conftest import VDMINI
-from vdmini_core.artifacts import tree_digests, write_json
+from vdmini_core.artifacts import code_version, tree_digests, write_json
 
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 LAST_MIB = 512.0
@@ -128,6 +128,7 @@ def section(told: dict[str, Any], words: list[str], seed: int) -> dict[str, Any]
         "section": "A full or read-only disk",
         "order": 2,
         "seed": seed,
+        "code": code_version()["digest"][:12],
         "command": f"python -m tests.chaos.space --seed {seed} {' '.join(words)}",
         "rows": rows,
         "totals": {
@@ -135,6 +136,11 @@ def section(told: dict[str, Any], words: list[str], seed: int) -> dict[str, Any]
             "without a clear error": sum(not stop["clear"] for stop in told["stops"]),
             "with torn outputs": sum(bool(stop["torn"]) for stop in told["stops"]),
         },
+        "problems": [
+            {"stop": number, "MiB": stop["mib"], "what": (stop["trace"] or stop["said"])[-500:]}
+            for number, stop in enumerate(told["stops"], 1)
+            if not stop["clear"]
+        ],
     }
 
 

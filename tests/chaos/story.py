@@ -21,7 +21,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from tasks.recovery_checkpoints import COMPLETE
 from tasks.recovery_mirror import CHECKPOINTS
+from tasks.recovery_watch import STARTS
 from tasks.stage import REPRODUCIBLE, STAGES
 from tests.chaos.hook.chaos_tree import MARK, kill_tree, tree
 from tests.flows.conftest import VDMINI, environment, make_project
@@ -57,12 +59,14 @@ class Target:
         kind: `time`: a share of the stage's time in the reference; `point`: an exact event.
         share: of the stage's time; also of the next one's where a point was not met.
         point: event, place, nth and when (`before`, `after`).
+        loses: in a recovery whose checkpoints go to S3: its own disk goes with it.
     """
 
     stage: str
     kind: str
     share: float
     point: dict[str, Any] = field(default_factory=dict)
+    loses: bool = False
 
 
 @dataclass
@@ -70,7 +74,8 @@ class Attempt:
     """What became of one start of a driver: `killed`, `finished`, `failed` or `hung`.
 
     `stage` is the one that was at work, `met` the kind of moment it died at, `killed` how many processes had
-    to be killed from outside: also those that were still there after an end of its own.
+    to be killed from outside: also those that were still there after an end of its own. `began_at` is the
+    step that a recovery began at, where somebody waits for it.
     """
 
     fate: str
@@ -81,6 +86,7 @@ class Attempt:
     killed: int = 0
     said: str = ""
     spans: dict[str, float] = field(default_factory=dict)
+    began_at: int | None = None
 
 
 def stages_of(driver: str) -> tuple[str, ...]:
@@ -153,9 +159,32 @@ class Story:
         address = f"s3://{BUCKET}/{self.mark}"
         return settings(self.store, self.folder.parent.parent / "cache") | {CHECKPOINTS: address}
 
-    def lose_the_machine(self) -> None:
-        """All that a recovery keeps on its own disk, so that it can go on from the store alone."""
+    def lose_the_machine(self) -> int | None:
+        """Remove all checkpoints on the disk, so that the recovery can go on from those of the store alone.
+
+        Returns:
+            The step of the newest whole one there, which the next start has to begin at; None without one.
+        """
         shutil.rmtree(self.root / ".vdmini" / "work" / "distill", ignore_errors=True)
+        whole = sorted(path.parent.name for path in self.stored.glob(f"*/*/{COMPLETE}"))
+        if not whole:
+            return None
+        step = int(whole[-1].rpartition("-")[2])
+        self.awaiting.write_text(str(step))
+        return step
+
+    @property
+    def awaiting(self) -> Path:
+        """Holds the step that the recovery has to begin at, as long as nobody has seen it begin."""
+        return self.folder / "awaiting"
+
+    def began_at(self) -> int | None:
+        """The step that the present recovery began at; None as long as it has not."""
+        for path in (self.root / ".vdmini" / "work" / "distill").glob(f"*/{STARTS}"):
+            lines = path.read_text().splitlines()
+            if lines and lines[0].endswith("}"):
+                return int(json.loads(lines[0])["step"])
+        return None
 
     def command(self, *words: str, timeout: float = HUNG_S) -> subprocess.CompletedProcess[str]:
         """Run something in the project to its end."""
@@ -239,6 +268,7 @@ class _Watch:
         self.seen: dict[str, float] = {}
         self.rest = ""
         self.moment: float | None = None
+        self.began_at: int | None = None
         self._enter("start")
 
     def until_its_end(self) -> Attempt:
@@ -246,6 +276,8 @@ class _Watch:
         while True:
             ended = self.process.poll()
             self._read()
+            if self.began_at is None and self.story.awaiting.is_file():
+                self.began_at = self.story.began_at()
             now = time.monotonic()
             if ended is not None:
                 return self._ended(ended)
@@ -274,7 +306,8 @@ class _Watch:
         self, fate: str, met: str = "", moment: dict[str, Any] | None = None, killed: int = 0
     ) -> Attempt:
         seconds = round(time.monotonic() - self.started, 2)
-        return Attempt(fate, self.stage, met, moment or {}, seconds, killed, spans=self.seen)
+        facts = {"spans": self.seen, "began_at": self.began_at}
+        return Attempt(fate, self.stage, met, moment or {}, seconds, killed, **facts)
 
     def _read(self) -> None:
         *lines, self.rest = (self.rest + self.handle.read()).split("\n")
@@ -337,8 +370,9 @@ def draw_targets(
         number = dice.choice((1, 2)) if stage in STAGES else dice.choice((0, 0, 1))
         for _ in range(number):
             events = seen(stage) if seen is not None and dice.random() < 0.6 else []
+            loses = stage == "distill" and dice.random() < 0.5
             if not events:
-                drawn.append(Target(stage, "time", dice.uniform(0, 0.9)))
+                drawn.append(Target(stage, "time", dice.uniform(0, 0.9), loses=loses))
                 continue
             # Every kind of event and of place has its turn, however many files there are.
             kinds = sorted({event["event"] for event in events})
@@ -347,7 +381,7 @@ def draw_targets(
             place = dice.choice(sorted(set(places)))
             point = {"event": kind, "place": place, "nth": dice.randint(1, places.count(place))}
             point["when"] = dice.choice(("before", "after"))
-            drawn.append(Target(stage, "point", dice.uniform(0, 0.9), point))
+            drawn.append(Target(stage, "point", dice.uniform(0, 0.9), point, loses))
     return drawn
 
 

@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.tracking import MlflowClient
 
+from tasks import promote
 from tasks.decision_report import FORCED_TAG, keep_report, readable
 from tasks.promote import _question, promote_candidate
 from tasks.promotion_history import Move, account, history, move_champion
@@ -23,8 +24,9 @@ from tasks.registry_lock import PREFIX, Turn, turn_of
 from tasks.rollback import roll_back
 from tests.flows.promotion_race import ROUNDS, RULES, die_at_work, promote_in_step
 from tests.unit.test_gate import measured
-from vdmini_core.errors import VDMiniError
-from vdmini_core.params import PromoteParams
+from vdmini_core.artifacts import write_json
+from vdmini_core.errors import ModelError, VDMiniError
+from vdmini_core.params import Params, PromoteParams
 
 
 def add_version(client: MlflowClient, fvd: float, run_id: str | None = None, **changes: Any) -> str:
@@ -191,6 +193,43 @@ def test_a_rollback_is_one_call_recorded_and_not_undone_by_the_gate(client: Mlfl
     ]
 
 
+def test_no_way_back_to_files_that_are_not_as_registered(client: MlflowClient) -> None:
+    first, second = add_version(client, 9.0), add_version(client, 8.0)
+    for version in (first, second):
+        set_candidate(client, version)
+        promote_candidate(client, "toy", "candidate", RULES)
+
+    def look(version: Any) -> None:
+        assert str(version.version) == first
+        raise ModelError("it does not hold the files that were registered")
+
+    with pytest.raises(ModelError, match="does not hold"):
+        roll_back(client, "toy", "champion", "green frames", look)
+    assert (champion(client), champion(client, "previous")) == (second, first)
+    assert len(history(client, "toy")) == 2
+    assert ROLLED_BACK_TAG not in client.get_model_version("toy", second).tags
+
+
+def test_files_that_keep_a_candidate_out_are_recorded_and_asked_about_again(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = add_version(client, 8.0)
+    set_candidate(client, number)
+    params = Params.model_validate({"register": {"name": "toy"}})
+    promote._record_refusal(client, params, ModelError("its files are others", fix="look who changed it"))
+    told = json.loads(client.get_model_version("toy", number).tags["vdmini.decision"])
+    assert told["outcome"] == "keep" and "its files are others" in told["reasons"][0]
+    monkeypatch.setattr(promote, "connect", lambda _: client)
+    (tmp_path / "params.yaml").write_text("register: {name: toy}\n")
+    (tmp_path / "artifacts" / "promote").mkdir(parents=True)
+    write_json(tmp_path / "artifacts" / "promote" / "manifest.json", {})
+    assert not promote.is_current(tmp_path)
+    del told["files"]  # an answer that facts gave stands as long as they do
+    told |= _question(params.promote, client.get_model_version("toy", number), None)
+    client.set_model_version_tag("toy", number, "vdmini.decision", json.dumps(told))
+    assert promote.is_current(tmp_path)
+
+
 def test_without_a_version_before_there_is_no_way_back(client: MlflowClient) -> None:
     with pytest.raises(VDMiniError, match="has no `champion`"):
         roll_back(client, "toy", "champion", "")
@@ -265,9 +304,10 @@ def test_a_forced_promotion_leaves_a_mark(client: MlflowClient) -> None:
 
 def test_who_asks_is_the_servers_account_before_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "worker")
-    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
-    assert account() == "worker"
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert account() == "worker"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
     assert account() == "ada (as worker)"
 
 

@@ -23,7 +23,7 @@ Rows = list[dict[str, float]]
 
 def gentle(**changes: object) -> DistillParams:
     """Small steps: Adam moves a weight whose gradient is rounding as far as any other."""
-    small = {"learning_rate": 1e-5, "head_learning_rate": 1e-5}
+    small = {"learning_rate": 1e-5, "head_learning_rate": 1e-5, "lambda_adversarial": 0.5}
     return toy_params(**{"steps": STEPS, **small, **changes})
 
 

@@ -14,14 +14,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlflow.artifacts
+import mlflow.pyfunc
 import pytest
 from attack_toys import ONE, pipeline_folder, safetensors
 
-from tasks import promote, reproduce, rescore, s3, s3_folders
+from tasks import promote, register, reproduce, rescore, s3, s3_folders
 from tasks.foreign_versions import LOADED, LOADER, demand_own_student, files_digest
 from tasks.gate import Decision
 from tasks.project import change_params, dump_yaml, lay_out, profile_values, workspace_folder
+from tasks.provenance import without_hint_warning
 from tasks.recipe import COMPARED
+from tasks.registered_files import LOADER_FILE, unlike_ours
 from tasks.registry import CHECKS_TAG
 from tasks.stage import QuietMonitor, StageJob
 from vdmini_core.errors import DataError, ModelError, ParamsError, VDMiniError
@@ -63,6 +66,10 @@ def registered(folder: Path, **flavor: Any) -> Path:
     for module in (folder / "code" / "evil_loader.py", folder / LOADED):
         module.write_text("import os; os.system('touch canary')")
     return folder
+
+
+def edited_later(name: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_text((folder / name).read_text() + "\n")
 
 
 def version_of(folder: Path) -> Any:
@@ -149,8 +156,78 @@ def test_any_file_that_is_not_as_it_was_registered_is_refused(change: str, tmp_p
         demand_own_student(folder, version)
 
 
-def test_a_version_without_a_file_digest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="has no file digest"):
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What MLflow writes of what `register` tells it; the student is a toy."""
+    folder = tmp_path_factory.mktemp("logged")
+    student = pipeline_folder(folder / "student")
+    with without_hint_warning():
+        mlflow.pyfunc.save_model(
+            folder / "model",
+            python_model=str(LOADER_FILE),
+            artifacts={"pipeline": str(student)},
+            code_paths=[str(register._core_without_weights(folder))],
+            pip_requirements=register._requirements(),
+        )
+    return folder
+
+
+def swapped(name: str, old: str, new: str) -> Callable[[Path], Any]:
+    def change(folder: Path) -> None:
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new, 1))
+
+    return change
+
+
+PUT_THERE: dict[str, Callable[[Path], Any]] = {
+    "serving_model.py": edited_later("serving_model.py"),
+    "code/vdmini_core/__init__.py": edited_later("code/vdmini_core/__init__.py"),
+    "code/sitecustomize.py": add("code/sitecustomize.py"),
+    "artifacts/student/unet/config.json": edited_later("artifacts/student/unet/config.json"),
+    "artifacts/student/unet/diffusion_pytorch_model.safetensors": lambda folder: safetensors(
+        folder / "artifacts/student/unet/diffusion_pytorch_model.safetensors", ONE, b"evil"
+    ),
+    "requirements.txt": swapped("requirements.txt", "tqdm==", "evil==1 tqdm=="),
+    "conda.yaml": swapped("conda.yaml", "- tqdm==", "- evil==1\n  - tqdm=="),
+    "python_env.yaml": swapped("python_env.yaml", "- wheel", "- wheel\n- evil==1"),
+    "MLmodel": swapped("MLmodel", LOADER, "evil_loader"),
+}
+
+
+@pytest.mark.parametrize("name", PUT_THERE)
+def test_files_exchanged_before_their_digest_was_taken_are_seen(
+    name: str, logged: Path, tmp_path: Path
+) -> None:
+    """Between MLflow's upload and our first look: the digest must not bless them."""
+    model, ours = tmp_path / "model", (logged / "student", logged / "vdmini_core", register._requirements())
+    shutil.copytree(logged / "model", model)
+    assert unlike_ours(model, *ours) == ()
+    PUT_THERE[name](model)
+    assert unlike_ours(model, *ours) == (name,)
+    (model / name).unlink()
+    assert unlike_ours(model, *ours) == (() if name == "code/sitecustomize.py" else (name,))
+
+
+@pytest.mark.parametrize("change", ["", *CHANGES])
+def test_a_version_whose_files_changed_is_not_taken_for_the_student_that_is_there(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`register` makes a new version then, and leaves the digest of the old one as it was."""
+    folder = registered(tmp_path / "model")
+    version = version_of(folder)
+    if change:
+        CHANGES[change](folder)
+    served_from(folder, monkeypatch)
+    job = StageJob(tmp_path, Params(), tmp_path / "out", tmp_path, QuietMonitor())
+    wanted = "does not hold the files that were registered" if change else ""
+    assert register._not_as_registered(job, version) == wanted
+    assert register._not_as_registered(job, VERSION) == "has no digest of its files"
+
+
+def test_a_version_without_a_digest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="has no digest of its files"):
         demand_own_student(registered(tmp_path / "model"), VERSION)
 
 

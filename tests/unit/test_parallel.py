@@ -17,7 +17,10 @@ from vdmini_core.distillation.sharding import blocks_of, shard_student, shard_te
 from vdmini_core.errors import TrainingError
 from vdmini_core.models import load_denoiser
 
-LOSSES = ("total", "task", "icd", "mca_generator", "mca_discriminator")
+LOSSES = (
+    *("total", "task", "icd", "mca_generator", "mca_discriminator"),
+    *("adversarial_generator", "adversarial_discriminator"),
+)
 
 
 @pytest.fixture(scope="module")

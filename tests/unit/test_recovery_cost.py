@@ -86,6 +86,22 @@ def test_peak_of_a_rehearsal_is_that_of_a_real_step(whole: Footprint) -> None:
     assert sum(whole.flops.values()) == sum(ledger.flops.values())
 
 
+@pytest.mark.parametrize("changes", [{"lambda_adversarial": 0.5, "mca_loss": "paired"}, {"r1_gamma": 1.0}])
+def test_what_is_off_by_default_is_rehearsed_too(
+    unet: Any, whole: Footprint, changes: dict[str, Any]
+) -> None:
+    step, batch, ledger = toy_step(toy_params(**changes)), toy_batches(1).batch(0), Ledger()
+    with ledger:
+        terms, heads_losses = step.losses(batch)
+        total_loss(terms, step.weights()).backward()
+        penalty = [terms["r1"]] if "r1" in terms else []
+        torch.autograd.backward([*heads_losses.values(), *penalty])
+    found = toy_footprint(unet, Choices(), **changes)
+    rehearsed = found.parts["activations"] + found.parts["gradients"]
+    assert rehearsed == pytest.approx(ledger.peak, rel=0.005)
+    assert sum(found.flops.values()) == sum(ledger.flops.values()) > sum(whole.flops.values())
+
+
 def test_parts_are_exact(unet: Any, whole: Footprint) -> None:
     weights = 4 * sum(p.numel() for p in unet.parameters())
     step = toy_step()

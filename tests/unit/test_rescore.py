@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,11 +57,16 @@ def test_a_version_without_a_recorded_distance_is_refused(evidence: str | None, 
 def test_a_result_that_another_machine_told_meanwhile_stays(
     force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two schedules of two machines: one result, one notice, no second run; unless it is asked for."""
+    """Two schedules of two machines: one result and one notice, unless asked for; the second is marked."""
     theirs = SimpleNamespace(name="toy", version="3", tags={f"{TAG}2026-W48": changed()})
     answers = iter([SimpleNamespace(name="toy", version="3", tags={}), theirs])
-    mine = replace(RESULT, run_id="0b")
-    monkeypatch.setattr(rescore, "connect", lambda _: None)
+    mine, asked = replace(RESULT, run_id="0b"), []
+    client = SimpleNamespace(
+        set_tag=lambda *given: asked.append(given), set_model_version_tag=lambda *given: asked.append(given)
+    )
+    turn = nullcontext(SimpleNamespace(check=lambda: None))
+    monkeypatch.setattr(rescore, "turn_of", lambda *_: turn)
+    monkeypatch.setattr(rescore, "connect", lambda _: client)
     monkeypatch.setattr(rescore, "find_version", lambda *_: next(answers))
     for name in ("_lay_out", "_prepare", "_bring_teacher", "_bring_student", "run_stage", "_compare"):
         monkeypatch.setattr(rescore, name, lambda *_: None)
@@ -69,3 +75,5 @@ def test_a_result_that_another_machine_told_meanwhile_stays(
     (tmp_path / ".vdmini" / "rescore" / "toy-3-2026-W48").mkdir(parents=True)
     found = rescore.rescore(tmp_path, "models:/toy/3", week="2026-W48", force=force, tell=told.append)
     assert (found, told) == ((mine, [mine]) if force else (RESULT, []))
+    mark = ("0b", "vdmini.second_to", "0a")
+    assert asked == [("toy", "3", f"{TAG}2026-W48", json.dumps(asdict(mine))) if force else mark]

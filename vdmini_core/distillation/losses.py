@@ -8,6 +8,7 @@ the loss on the whole batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -197,7 +198,9 @@ def r1_penalty(heads: Callable[[list[Tensor]], Sequence[Tensor]], real_feats: Se
         real_feats: one tensor (N, C, h, w) per level, frames folded into the batch.
     """
     leaves = [real.detach().float().requires_grad_(True) for real in real_feats]
-    with torch.autocast(leaves[0].device.type, enabled=False):
+    device = leaves[0].device.type
+    # The meta device, on which a step is rehearsed, has no autocast to switch off.
+    with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
         answer = torch.stack([logits.float().sum() for logits in heads(leaves)]).sum()
         slopes = torch.autograd.grad(answer, leaves, create_graph=True)
     return torch.stack([slope.square().sum(dim=1).mean() for slope in slopes]).mean()

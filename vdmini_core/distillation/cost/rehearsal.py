@@ -185,7 +185,8 @@ def _run(
             torch.autograd.backward(total_loss(terms, step.weights()))
         with ledger.phase(HEADS):
             if heads_losses:
-                torch.autograd.backward([*heads_losses.values()])
+                slopes = [terms["r1"]] if "r1" in terms else []
+                torch.autograd.backward([*heads_losses.values(), *slopes])
         with ledger.phase(REDUCE):
             if choices.workers > 1 and not choices.sharded:
                 flat = [p.grad for p in (*step.student.parameters(), *step.heads.parameters())]
