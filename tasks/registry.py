@@ -129,9 +129,10 @@ def candidate_of(version: ModelVersion) -> Candidate:
 def checks_of(version: ModelVersion) -> Checks:
     """What `register` found out about a version's files."""
     found = _tag(version, CHECKS_TAG)
-    if not found:
-        return Checks()
-    return Checks(tuple(found["unsafe"]), found["generates"], str(found.get("files", "")))
+    unsafe, generates = found.get("unsafe"), found.get("generates")
+    if not isinstance(unsafe, list) or not isinstance(generates, bool | str):
+        return Checks()  # no tag of ours
+    return Checks(tuple(map(str, unsafe)), generates, str(found.get("files", "")))
 
 
 def _range(found: Any) -> tuple[float, float] | None:

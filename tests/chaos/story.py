@@ -37,13 +37,8 @@ HUNG_S = 1800.0  # of one attempt, on a machine that others use as well
 LOOK_S = 0.02
 PARTING_S = 30.0  # processes of a run that has ended may take so long to end, too
 BUCKET = "chaos"
-WEIGHTS = {
-    "rename": 3,
-    "mlflow": 3,
-    "s3": 3,
-    "open": 2,
-    "commit": 2,
-}  # how often a kind of event is drawn; others 1
+# How often a kind of event is drawn; others 1.
+WEIGHTS = {"rename": 3, "mlflow": 3, "s3": 3, "open": 2, "commit": 2}
 COMMANDS = {
     "flow": [str(VDMINI), "run"],
     "dvc": [str(Path(sys.executable).with_name("dvc")), "repro"],

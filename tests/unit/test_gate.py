@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tasks.gate import Candidate, Checks, decide_promotion, overrule
-from tasks.registry import evidence
+from tasks.registry import CHECKS_TAG, checks_of, evidence
 from vdmini_core.artifacts import sha256_file, write_json
 from vdmini_core.errors import ParamsError, VDMiniError
 from vdmini_core.metrics.passport import Side, features_passport
@@ -266,3 +267,10 @@ def test_what_the_gate_believes_is_set_by_no_parameter_and_no_edited_file(tmp_pa
     write_json(folder / "metrics.json", {"recovered": {"fvd_real": 0.1}})
     with pytest.raises(VDMiniError, match="changed after it was measured"):
         evidence(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tag", ["", "{", "[]", "{}", '{"unsafe": 1, "generates": true}', '{"generates": true}', '{"unsafe": []}']
+)
+def test_a_tag_of_checks_that_register_did_not_write_says_that_nothing_was_tried(tag: str) -> None:
+    assert checks_of(SimpleNamespace(tags={CHECKS_TAG: tag})) == Checks()  # type: ignore[arg-type]

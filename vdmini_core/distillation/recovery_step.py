@@ -253,13 +253,9 @@ class RecoveryStep:
         self, batch: RecoveryBatch, fake: Tensor, reals: dict[str, Tensor | None]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Both sides of every judge; the fake's features are computed once and detached for the heads."""
-        matching, weights, sigma = (
-            self.params.lambda_feature_matching != 0,
-            self.weights(),
-            batch.renoise_sigma_B,
-        )
-        learns = matching or any(weights[f"{name}_generator"] for name in self.judges)
-        with torch.set_grad_enabled(learns):
+        weights, sigma = self.weights(), batch.renoise_sigma_B
+        matching = self.params.lambda_feature_matching != 0
+        with torch.set_grad_enabled(matching or any(weights[f"{name}_generator"] for name in self.judges)):
             fake_feats = self._encode(batch, fake)
         detached = [feature.detach() for feature in fake_feats]
         terms, heads_losses, penalties = {}, {}, []

@@ -37,9 +37,8 @@ def write_tables(artifacts: Path, out: Path) -> list[Path]:
     """
     out.mkdir(parents=True, exist_ok=True)
     losses = load_lines(artifacts / "distill" / "losses.jsonl")
-    extra = sorted(
-        {name for row in losses[:1] for name in row} - {"step", *CURVES}
-    )  # terms that are off by default
+    # Terms that are off by default.
+    extra = sorted({name for row in losses[:1] for name in row} - {"step", *CURVES})
     metrics = load(artifacts / "evaluate" / "metrics.json", {})
     plan = load(artifacts / "plan" / "plan.json", {})
     units = load(artifacts / "profile" / "sensitivity.json", {}).get("units") or []
