@@ -28,6 +28,7 @@ import mlflow.artifacts
 import psutil
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME
 
@@ -95,7 +96,10 @@ def fetch_model(root: Path, source: str, place: Path) -> Path:
     For `models:/ID` MLflow asks the store that is set for the process, whatever it is told.
     """
     with store_of_the_process(root):
-        return Path(mlflow.artifacts.download_artifacts(source, dst_path=str(place)))
+        folder = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(place)))
+    # MLflow's own note in the copy, of the name it was asked by: no file of the model.
+    (folder / REGISTERED_MODEL_META_FILE_NAME).unlink(missing_ok=True)
+    return folder
 
 
 @contextmanager
