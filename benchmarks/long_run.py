@@ -12,6 +12,10 @@ which other programs on the machine do not add to: the last third against the fi
 beside them, validations and sample videos are part of it, as in any run. Called again within the workspace
 it goes on from the last checkpoint, and the samples are added.
 
+What malloc has handed out at the end of each step, as the first worker logs it to MLflow
+(`memory/in_use_mib`), is judged beside it: the resident memory of a process that leaks nothing moves with how
+its allocator is cut into pieces, in steps of tens of MB.
+
 The result is `benchmarks/results/long_run-DATE.json` and a chart, and a section of docs/reliability.md.
 """
 
@@ -33,6 +37,7 @@ import psutil
 from matplotlib.figure import Figure
 
 from tasks.recovery_checkpoints import read_rows
+from tasks.tracking import connect, experiment_id
 from vdmini_core.artifacts import code_version, library_versions, write_json
 from vdmini_core.metrics.speed import device_name
 from vdmini_core.report.figures import PALETTE, house_style, save
@@ -151,13 +156,34 @@ def judge(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def in_use(workspace: Path, first: int, last: int) -> dict[str, Any]:
+    """Slope of what malloc has handed out to the first worker, over the same steps."""
+    client = connect(workspace)
+    (run,) = client.search_runs(
+        [experiment_id(client, workspace)],
+        "attributes.run_name = 'distill'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    points = client.get_metric_history(run.info.run_id, "memory/in_use_mib")
+    kept = sorted((point.step, point.value) for point in points if first <= point.step <= last)
+    steps, values = np.array(kept, float).T
+    slope, error = line(steps, values)
+    return {
+        "mb_per_1000_steps": round(slope, 4),
+        "standard_error": round(error, 4),
+        "mb": [round(float(values.min()), 3), round(float(values.max()), 3)],
+        "steps": len(kept),
+    }
+
+
 def verdicts(found: dict[str, Any]) -> dict[str, Any]:
     """The claims, of the driver and every worker."""
     parts = {name: part for name, part in found.items() if isinstance(part, dict)}
     told = {}
     for name, part in parts.items():
         slope = part["mb_per_1000_steps"]
-        told[f"{name}: memory rises by less than {SLOPE_MB:g} MB per 1,000 steps"] = {
+        told[f"{name}: resident memory rises by less than {SLOPE_MB:g} MB per 1,000 steps"] = {
             "holds": bool(slope < SLOPE_MB),
             "found": f"{slope} ± {part['standard_error']}",
         }
@@ -165,6 +191,12 @@ def verdicts(found: dict[str, Any]) -> dict[str, Any]:
             "holds": part["files"][1] <= part["files"][0],
             "found": part["files"],
         }
+        if "in_use" in part:
+            rise = part["in_use"]["mb_per_1000_steps"]
+            told[f"{name}: memory in use rises by less than {SLOPE_MB:g} MB per 1,000 steps"] = {
+                "holds": bool(rise < SLOPE_MB),
+                "found": f"{rise} ± {part['in_use']['standard_error']}",
+            }
         if name != "driver":
             first, last = part["cpu_s_per_step"]
             told[f"{name}: the pace holds within {PACE:.0%}"] = {
@@ -180,7 +212,10 @@ def section(found: dict[str, Any], minutes: float) -> dict[str, Any]:
     rows = [
         {
             "process": name,
-            "MB per 1,000 steps": f"{part['mb_per_1000_steps']} ± {part['standard_error']}",
+            "in use, MB per 1,000 steps": "{mb_per_1000_steps} ± {standard_error}".format(**part["in_use"])
+            if "in_use" in part
+            else "",
+            "resident, MB per 1,000 steps": f"{part['mb_per_1000_steps']} ± {part['standard_error']}",
             "MB": f"{part['mb'][0]} to {part['mb'][1]}",
             "open files, first and last third": "{} and {}".format(*part["files"]),
             "processor s a step, first and last third": "{} and {}".format(*part["cpu_s_per_step"]),
@@ -191,8 +226,10 @@ def section(found: dict[str, Any], minutes: float) -> dict[str, Any]:
     return {
         "section": "A long recovery",
         "order": 9,
-        "about": "`vdmini distill` on Ray with the mini teacher, checkpoints and validations among it; "
-        f"after a warm-up of {WARM_UP:.0%} of the steps. The pace of the driver is that of one that waits.",
+        "about": "`vdmini distill` on Ray with the mini teacher, checkpoints and validations among it; after "
+        f"a warm-up of {WARM_UP:.0%} of the steps. In use is what malloc has handed out at the end of a step; "
+        "resident memory moves with how the allocator is cut into pieces. The pace of the driver is that of "
+        "one that waits.",
         "seed": 0,
         "code": code_version()["digest"][:12],
         "command": "python benchmarks/long_run.py WORKSPACE",
@@ -234,6 +271,7 @@ def main() -> None:
     train(workspace, arguments.minutes, command, log)
     samples = [json.loads(text) for text in log.read_text().splitlines()]
     found = judge(samples)
+    found["worker 0"]["in_use"] = in_use(workspace, found["from_step"], found["to_step"])
     result = {
         **found,
         "verdicts": verdicts(found),

@@ -24,6 +24,7 @@ from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.distillation.cost.devices import peak_flops
 from vdmini_core.distillation.depth import merged_weights
 from vdmini_core.distillation.guards import History
+from vdmini_core.distillation.memory_in_use import memory_in_use
 from vdmini_core.distillation.recovery_step import RecoveryStep
 from vdmini_core.distillation.utilisation import step_flops
 from vdmini_core.errors import VDMiniError
@@ -163,11 +164,13 @@ class Watch:
         return {**norms, **self.speed(spent[-RECENT:]), "seconds_left": self._elapsed() / done * left}
 
     def speed(self, spent: Sequence[float]) -> dict[str, float]:
-        """Clips a second over all workers, peak memory of rank 0 (MiB), and utilisation of the GPUs."""
+        """Clips a second over all workers, memory of rank 0 (MiB), and utilisation of the GPUs."""
         seconds = median(spent)
         clips = self.recovery.params.batch_size / seconds
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         found = {"clips_per_s": round(clips, 3), "memory/rss_peak_mib": round(peak_kib / 1024, 1)}
+        if (in_use := memory_in_use()) is not None:
+            found["memory/in_use_mib"] = round(in_use, 3)
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device) / 2**20
             found["memory/cuda_peak_mib"] = round(peak, 1)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -230,7 +228,6 @@ def train_loop(
                 history.saved = recovery.step_count
                 report(recovery, curve, place, history, notice)
                 watch.after_checkpoint()
-                give_back_memory()
             elif notice:
                 report(recovery, curve, place, history, notice)
             if notice:
@@ -298,15 +295,6 @@ def _restore(recovery: RecoveryStep, folder: Path, curve: LossCurve) -> History:
     recovery.rate_scale = history.rate_scale
     curve.start_from(folder / LOSSES)
     return history
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system, where the C library can.
-
-    glibc keeps pages between pieces that live on; what checkpoints leave there would add up over days.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _sign_in(work: Path, rank: int) -> None:
