@@ -227,7 +227,7 @@ def section(found: dict[str, Any], minutes: float) -> dict[str, Any]:
         "section": "A long recovery",
         "order": 9,
         "about": "`vdmini distill` on Ray with the mini teacher, checkpoints and validations among it; after "
-        f"a warm-up of {WARM_UP:.0%} of the steps. In use is what malloc has handed out at the end of a step; "
+        f"a warm-up of {WARM_UP:.0%} of the steps. In use is what malloc has handed out after a step; "
         "resident memory moves with how the allocator is cut into pieces. The pace of the driver is that of "
         "one that waits.",
         "seed": 0,
