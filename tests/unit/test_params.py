@@ -56,6 +56,15 @@ def test_missing_and_broken_files_say_so(tmp_path: Path) -> None:
         load_params(tmp_path / "params.yaml")
 
 
+def test_a_section_whose_lines_are_all_comments_holds_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("distill:\n  # steps: 5\nbase: {seed: 3}\n")
+    assert load_params(path).distill == Params().distill and load_params(path).base.seed == 3
+    path.write_text("nonsense:\n")
+    with pytest.raises(ParamsError, match="unknown key `nonsense`"):
+        load_params(path)
+
+
 def test_params_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Params().base.seed = 3  # type: ignore[misc]

@@ -90,6 +90,8 @@ def load_params(path: Path) -> Params:
             found=str(path.parent.resolve()),
             fix="run inside the checkout, or lay out a project with `vdmini init DIR`",
         ) from None
+    if isinstance(data, dict):  # a section of which every line is a comment holds the defaults
+        data = {name: {} if section is None else section for name, section in data.items()}
     return parse_params(data if data is not None else {}, path.name)
 
 
