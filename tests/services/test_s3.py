@@ -131,17 +131,17 @@ def test_what_cannot_be_had_or_is_damaged_leaves_nothing(
 def test_whether_the_videos_of_a_version_are_still_in_the_store(
     client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(client, "films/deep/a.MP4")
+    put(client, "movies/deep/a.MP4")
     put(client, "words/README.txt")
 
     def gone(videos: str) -> bool:
         return videos_are_gone(tmp_path, PrepareParams(source="folder", videos=videos))
 
-    assert not gone("s3://data/films") and not gone("s3://data/films/")
-    assert gone("s3://data/words") and gone("s3://data/film") and gone("s3://nowhere/films")
+    assert not gone("s3://data/movies") and not gone("s3://data/movies/")
+    assert gone("s3://data/words") and gone("s3://data/movie") and gone("s3://nowhere/movies")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "guess")
     with pytest.raises(DataError, match="does not say whether they are there"):
-        gone("s3://data/films")
+        gone("s3://data/movies")
 
 
 def test_a_sum_over_parts_is_checked_too(tmp_path: Path) -> None:
