@@ -26,7 +26,7 @@ from dvc.repo import Repo
 CLOCK_SLACK_S = 2.0  # the start of a process is derived from the boot time, which clock updates shift
 COPYING_S = 600.0  # a copy in a cache that nothing was added to for so long: workspaces share the cache
 FILLING_S = 3.0  # DVC makes a folder of its run cache, then the file in it; an empty one is an error to it
-_COPY = re.compile(r"\.[\w-]{22}\.tmp")  # how DVC names one
+_COPY = re.compile(r"(?:[0-9a-f]{32,64})?\.[\w-]{22}\.tmp")  # how DVC names one, some by their target too
 _CONFLICT = "<<<<<<< "  # of git: not a kill's doing, and for a person to decide
 
 
@@ -46,7 +46,7 @@ def mend(repo: Repo) -> list[str]:
         with suppress(LockError):
             done += _mend_list(Path(repo.tmp_dir))
     cache = Path(repo.cache.local.path).parents[1]
-    for path in (*_copies(cache / "files" / "md5", "*/.*.tmp"), *_copies(cache, "runs/*/*/.*.tmp")):
+    for path in (*_copies(cache / "files" / "md5", "*/*.tmp"), *_copies(cache, "runs/*/*/*.tmp")):
         if time.time() - path.stat().st_mtime > COPYING_S:
             path.unlink(missing_ok=True)
     for folder in cache.glob("runs/??/*"):

@@ -122,18 +122,20 @@ def test_copies_that_were_begun_are_removed_and_nothing_else(
     root, cache = Path(repo.root_dir), Path(repo.cache.local.path)
     copy = "." + "x" * 22 + ".tmp"
     mine, theirs = root / "artifacts" / "out" / copy, cache / "d4" / copy
+    run = cache.parents[1] / "runs" / "1e" / ("1e" + "0" * 62) / ("a" * 64 + copy)  # by its target's name
     kept = [root / "artifacts" / "out" / "data", cache / "d4" / "1d8cd98f00b204e9800998ecf8427e"]
     kept.append(root / "artifacts" / ".out.1-ab.tmp")
-    for path in (mine, theirs, *kept):
+    kept.append(run.with_name("a" * 64))
+    for path in (mine, theirs, run, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     assert mend(repo) == []
     assert not mine.exists()
-    assert theirs.exists(), "another workspace may be copying into the cache they share"
+    assert theirs.exists() and run.exists(), "another workspace may be copying into the cache they share"
     now: Callable[[], float] = time.time
     monkeypatch.setattr("tasks.mending.time.time", lambda: now() + 3601)
     assert mend(repo) == []
-    assert not theirs.exists()
+    assert not theirs.exists() and not run.exists()
     assert all(path.exists() for path in kept)
 
 
