@@ -54,11 +54,7 @@ def run(job: StageJob) -> StageOutcome:
     """Ask the gate about the candidate and move the champion alias if it says so."""
     params, client = job.params, connect(job.root)
     name, alias, insisted = params.register_.name, params.register_.alias, _insisted.get()
-    try:
-        looked_at = _look_at_files(job, client, insisted)
-    except ModelError as error:
-        _record_refusal(client, params, error)
-        raise
+    looked_at = _look_at_files(job, client, insisted)
     candidate, decision, record = promote_candidate(
         client, name, alias, params.promote, insisted, looked_at=looked_at
     )
@@ -100,7 +96,11 @@ def _look_at_files(job: StageJob, client: MlflowClient, insisted: str | None) ->
         return ""
     if not _decide(candidate, champion, params.promote, insisted).promoted:
         return ""
-    look_at_files(job.root, candidate, LOOK_AGAIN, job.work)
+    try:
+        look_at_files(job.root, candidate, LOOK_AGAIN, job.work)
+    except ModelError as error:
+        _record_refusal(client, params, str(candidate.version), error)
+        raise
     return str(candidate.version)
 
 
@@ -114,21 +114,17 @@ def look_at_files(root: Path, version: ModelVersion, fix: str, place: Path | Non
         demand_own_student(fetch_model(root, demand_own_source(version), Path(folder)), version, fix)
 
 
-def _record_refusal(client: MlflowClient, params: Params, error: ModelError) -> None:
-    """Leave on the version why its files kept it out, as any other answer of the gate."""
+def _record_refusal(client: MlflowClient, params: Params, number: str, error: ModelError) -> None:
+    """Leave on the version that was looked at why its files kept it out, as any other answer of the gate."""
     name, rules = params.register_.name, params.promote
     with turn_of(client, name) as turn:
-        candidate = version_by_alias(client, name, params.register_.alias)
-        if candidate is None:
-            return
+        candidate = client.get_model_version(name, number)
         champion = version_by_alias(client, name, rules.alias)
         decision = Decision("keep", (" ".join(str(error).split()),))
         told = {"outcome": "keep", "reasons": list(decision.reasons), FILES: "not as registered"}
         record = _question(rules, candidate, champion) | told
         turn.check()
-        client.set_model_version_tag(
-            name, str(candidate.version), DECISION_TAG, json.dumps(record, sort_keys=True)
-        )
+        client.set_model_version_tag(name, number, DECISION_TAG, json.dumps(record, sort_keys=True))
     keep_report(client, candidate, decision_record(name, candidate, champion, decision, rules))
 
 

@@ -216,7 +216,11 @@ def test_files_that_keep_a_candidate_out_are_recorded_and_asked_about_again(
     number = add_version(client, 8.0)
     set_candidate(client, number)
     params = Params.model_validate({"register": {"name": "toy"}})
-    promote._record_refusal(client, params, ModelError("its files are others", fix="look who changed it"))
+    set_candidate(client, add_version(client, 7.0))  # another one asks by now: it is not to be blamed
+    error = ModelError("its files are others", fix="look who changed it")
+    promote._record_refusal(client, params, number, error)
+    assert "vdmini.decision" not in client.get_model_version("toy", "2").tags
+    set_candidate(client, number)
     told = json.loads(client.get_model_version("toy", number).tags["vdmini.decision"])
     assert told["outcome"] == "keep" and "its files are others" in told["reasons"][0]
     monkeypatch.setattr(promote, "connect", lambda _: client)

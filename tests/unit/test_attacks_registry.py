@@ -245,12 +245,15 @@ def test_files_that_changed_since_they_were_registered_are_not_promoted(
         promote, "version_by_alias", lambda *given: version if given[2] == "candidate" else None
     )
     monkeypatch.setattr(promote, "_decide", lambda *_: Decision("promote", ("fine",)))
+    refused: list[str] = []
+    monkeypatch.setattr(promote, "_record_refusal", lambda *given: refused.append(given[2]))
     job = StageJob(tmp_path, Params(), tmp_path / "out", tmp_path, QuietMonitor())
     if name:
         with pytest.raises(ModelError, match="not safe to load"):
             promote._look_at_files(job, None, None)  # type: ignore[arg-type]
     else:
         assert promote._look_at_files(job, None, None) == VERSION.version  # type: ignore[arg-type]
+    assert refused == ([VERSION.version] if name else [])
     assert len(asked) == 1 and not canary.exists()
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["model"]
 
