@@ -33,6 +33,7 @@ from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.distillation.ahead import BatchesAhead
 from vdmini_core.distillation.data import RecoveryBatches, seed_of
 from vdmini_core.distillation.guards import History
+from vdmini_core.distillation.memory_in_use import large_pieces_apart
 from vdmini_core.distillation.recovery_step import RecoveryStep
 from vdmini_core.distillation.workers import Average, meet, mesh_over
 from vdmini_core.errors import TrainingError, VDMiniError
@@ -100,6 +101,7 @@ def train_worker(config: dict[str, Any]) -> None:
     context, work = train.get_context(), Path(spec.work)
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(spec.threads)
+    large_pieces_apart()
     _sign_in(work, rank)
     device = get_device()
     mesh = mesh_over(world, device) if spec.params["parallel"] == "fsdp2" else None
