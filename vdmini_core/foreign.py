@@ -145,12 +145,20 @@ def demand_plain_config(path: Path) -> None:
     """Refuse a JSON config that asks for code or files from elsewhere; what is no JSON is left to others.
 
     Raises:
-        ModelError: naming the key.
+        ModelError: naming the key, or the file: a text in place of an object is a repository's name to
+            diffusers, which asks the hub for it even where it was told to take local files alone.
     """
     try:
         config = read_json_file(path)
     except (OSError, ValueError):
         return
+    if not isinstance(config, dict):
+        raise ModelError(
+            f"{path.parent.name}/{path.name} is no config",
+            expected="a JSON object",
+            found=f"{type(config).__name__}: {config}"[:120],
+            fix="download it again",
+        )
     demand_few_layers(config, f"{path.parent.name}/{path.name}")
     todo = [config]
     while todo:

@@ -12,7 +12,8 @@ import sys
 STATE, OUT = ".vdmini/chaos", "docs/reliability"
 PARTS = (
     f"-m tests.chaos.fuzz_files --files 1000 --seed 7 --state {STATE} --out {OUT}/fuzz-files.json",
-    f"-m tests.chaos.fuzz_params --params 500 --seed 7 --state {STATE} --out {OUT}/fuzz-params.json",
+    f"-m tests.chaos.fuzz_params --count 500 --seed 7 --state {STATE} --out {OUT}/fuzz-params.json",
+    f"-m tests.chaos.fuzz_configs --count 500 --seed 7 --state {STATE} --out {OUT}/fuzz-configs.json",
     f"-m tests.chaos.mutations --out {OUT}/attacks.json",
     f"-m tests.chaos.space --out {OUT}/space.json run",
     "-m pytest tests/chaos -m long",

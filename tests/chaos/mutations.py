@@ -41,7 +41,7 @@ WRONG_TREE = 3
 SEEN = "seen to fail without the guard"
 HEAD = {
     "section": "Refused attacks",
-    "order": 5,
+    "order": 6,
     "about": "Each guard against foreign material, taken out of a copy of the code: its test must then fail.",
     "command": "python -m tests.chaos.mutations --out docs/reliability/attacks.json",
     "seed": 0,  # nothing is drawn

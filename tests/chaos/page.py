@@ -41,6 +41,7 @@ ASKED = {
     "A full or read-only disk": "a clear error and whole outputs at every stop",
     "Fed any files": "1,000 files or more; none crashes, hangs, is forgotten or judged wrongly",
     "Fed any parameters": "500 or more; none crashes, hangs, is forgotten or writes",
+    "Fed any configs": "500 or more; none crashes, hangs, is forgotten or writes",
     "Refused attacks": "every guard's test fails without it",
     "A long recovery": "less than 1 MB more per 1,000 steps, open files and pace flat",
 }

@@ -1,10 +1,11 @@
-"""Short form of the fuzzing: one folder of every kind, one of files without permission, drawn params.
+"""Short form of the fuzzing: one folder of every kind, files without permission, drawn params and configs.
 
-The long forms are `tests.chaos.fuzz_files` and `tests.chaos.fuzz_params`.
+The long forms are `tests.chaos.fuzz_files`, `tests.chaos.fuzz_params` and `tests.chaos.fuzz_configs`.
 """
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.project import lay_out
-from tests.chaos import corpus, fuzz_files, fuzz_params
+from tests.chaos import config_cases, corpus, fuzz_configs, fuzz_files, fuzz_params
 from tests.chaos.media import make_media
 from tests.chaos.param_cases import KINDS, draw
 from tests.chaos.privileges import why_not_bound
@@ -77,3 +78,15 @@ def test_what_is_accepted_can_be_planned(project: Path) -> None:
     for index in indices:
         found = fuzz_params.judge(project, draw(SEED, index)[1])
         assert found["fate"] in ("accepted", "rejected"), found["said"]
+
+
+def test_configs_are_used_or_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz_configs, "ADDRESS_SPACE", resource.RLIM_INFINITY)  # of this process
+    fuzz_configs.prepare(tmp_path)
+    fates = []
+    for index in range(2 * len(config_cases.KINDS)):
+        _, case = config_cases.draw(tmp_path / "models", SEED, index)
+        found = fuzz_configs.judge(tmp_path, case)
+        assert found["fate"] in ("accepted", "rejected"), found["said"]
+        fates.append(found["fate"])
+    assert set(fates) == {"accepted", "rejected"}

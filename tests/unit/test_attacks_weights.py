@@ -144,6 +144,7 @@ DIRECTORIES: dict[str, tuple[Callable[[Path], None], str]] = {
         key: (written("image_encoder/config.json", {"deep": {key: "evil/k"}}), "code or files")
         for key in ("custom_pipeline", "custom_pipelines", "transformers_weights")
     },
+    "a repository for a config": (written("unet/config.json", "evil/model"), "is no config"),
     "code of a part": (lambda folder: (folder / "unet" / "diffusers.py").touch(), "holds code"),
     "layers": (written("unet/config.json", {"layers_per_block": 10**9}), "more layers than any model"),
     "layers of a block": (written("unet/config.json", {"layers_per_block": [2, 20_000]}), "more layers than"),

@@ -10,7 +10,7 @@ import svd_toys as toys
 import torch
 from PIL import Image
 
-from vdmini_core.errors import DataError
+from vdmini_core.errors import DataError, ModelError
 from vdmini_core.models.generate import generate
 from vdmini_core.models.inputs import ClipInputs
 
@@ -98,3 +98,18 @@ def test_encode_then_decode_has_the_clips_shape(pipeline):
 def test_one_seed_a_clip(pipeline, frames):
     with pytest.raises(DataError, match="one seed per clip"):
         generate(pipeline, ClipInputs(frames), [1], toys.SETTINGS)
+
+
+def test_a_model_that_fails_is_named(pipeline, frames):
+    """Parts from outside, each whole, that do not fit each other."""
+    other = toys.tiny_pipeline().unet
+    other.conv_in = torch.nn.Conv2d(3, other.conv_in.out_channels, 3, padding=1)
+    with pytest.raises(ModelError, match=r"makes no video of 2 frames of 16x16 in 1 steps\n.*\n.*Error: "):
+        generate(pipeline, ClipInputs(frames), [5, 6], toys.SETTINGS, denoiser=other)
+
+
+def test_latents_that_are_no_numbers_make_no_video(pipeline, frames):
+    broken = toys.tiny_pipeline().unet
+    broken.conv_out.bias.data[0] = torch.nan
+    with pytest.raises(ModelError, match="not numbers"):
+        generate(pipeline, ClipInputs(frames), [5, 6], toys.SETTINGS, denoiser=broken)

@@ -10,7 +10,6 @@ from vdmini_core.errors import ModelError
 from vdmini_core.models.dit.table import ARCHITECTURES
 from vdmini_core.models.pipeline_dir import (
     INDEX,
-    VARIANT,
     check_configs,
     check_weights,
     found_at,
@@ -63,7 +62,8 @@ def load_denoiser(
 
     import torch
 
-    from vdmini_core.models.registry import own_memory, quiet_libraries
+    from vdmini_core.models.parts import load_part
+    from vdmini_core.models.registry import own_memory
 
     if mapped and (torch.device(device).type != "cpu" or dtype is not None):
         raise ValueError("mapped weights stay on the CPU, as they are stored")
@@ -79,34 +79,9 @@ def load_denoiser(
     check_configs(folder)
     check_weights(folder, WEIGHTS)
     cls: Any = getattr(importlib.import_module(DENOISERS[name]), name)
-    whole = any(f".{VARIANT}" not in path.name for path in folder.glob(f"{WEIGHTS}*.safetensors"))
-    try:
-        with quiet_libraries():
-            model, found = cls.from_pretrained(
-                folder,
-                torch_dtype=_stored_dtype(folder) if mapped else dtype or torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                variant=None if whole else VARIANT,
-                output_loading_info=True,
-            )
-    except ModelError:
-        raise
-    except Exception as error:  # a config from outside: the class raises whatever comes of it
-        first = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ModelError(f"{folder} cannot be loaded", found=first, fix="check its files") from error
-    wrong = {
-        key: names for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if (names := found[key])
-    }
-    if wrong:
-        counts = "; ".join(
-            f"{len(names)} {key.split('_')[0]}: {sorted(map(str, names))[0]}" for key, names in wrong.items()
-        )
-        raise ModelError(
-            f"the weights in {folder} are not those of its config.json",
-            found=counts,
-            fix="take both from the same download",
-        )
+    model = load_part(
+        folder, cls, WEIGHTS, _stored_dtype(folder) if mapped else dtype or torch.float32, exact=True
+    )
     model.eval().requires_grad_(False)
     if not mapped:
         own_memory(model.to(device))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vdmini_core.errors import DataError
+from vdmini_core.errors import DataError, ModelError, VDMiniError
 from vdmini_core.models.base import SamplingSettings
 from vdmini_core.models.inputs import ClipInputs
 from vdmini_core.models.registry import family_of
@@ -38,6 +39,10 @@ def generate(
 
     Returns:
         uint8 (B, F, H, W, 3) on the CPU.
+
+    Raises:
+        DataError: as many seeds as clips are needed.
+        ModelError: the model fails, as parts do that do not fit each other, or its latents are no numbers.
     """
     if len(seeds) != len(inputs):
         raise DataError("one seed per clip", expected=f"{len(inputs)} seeds", found=f"{len(seeds)}")
@@ -47,8 +52,42 @@ def generate(
     for start in range(0, len(seeds), batch_size):
         part = list(seeds[start : start + batch_size])
         given = inputs[start : start + batch_size]
-        conditions = family.conditions(pipeline, given, settings, part)
-        noise = family.noise(model, settings, part)
-        latents = family.sample(pipeline, model, noise, conditions, settings)
-        clips.append(family.decode_latents(pipeline, latents, settings))
+        with _as_configured(settings):
+            conditions = family.conditions(pipeline, given, settings, part)
+            noise = family.noise(model, settings, part)
+            latents = family.sample(pipeline, model, noise, conditions, settings)
+            demand_numbers(latents)
+            clips.append(family.decode_latents(pipeline, latents, settings))
     return torch.cat(clips)
+
+
+def demand_numbers(latents: Tensor) -> None:
+    """Refuse latents that would be decoded to a black video.
+
+    Raises:
+        ModelError: with the share that is no number.
+    """
+    if not (finite := torch.isfinite(latents)).all():
+        raise ModelError(
+            "the model's latents are not numbers",
+            expected="finite latents",
+            found=f"NaN or infinity in {1 - finite.float().mean().item():.0%} of them",
+            fix="sample in float32 or bfloat16 (--dtype), or look at its weights and its scheduler's config",
+        )
+
+
+@contextmanager
+def _as_configured(settings: SamplingSettings) -> Iterator[None]:
+    """Parts from outside can be loaded and still not fit each other, or the size: said as one error."""
+    try:
+        yield
+    except (VDMiniError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the libraries raise whatever comes of it
+        size = f"{settings.frames} frames of {settings.width}x{settings.height}"
+        raise ModelError(
+            f"the model makes no video of {size} in {settings.steps} steps",
+            expected="parts that fit each other, and a size that the model takes",
+            found=f"{type(error).__name__}: {error}".split("\n")[0][:200],
+            fix="correct the size in its vdmini.json, or the configs of its parts",
+        ) from error

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from torch import nn
 
-from vdmini_core.errors import ModelError, VDMiniError
+from vdmini_core.errors import ModelError
 from vdmini_core.foreign import demand_few_layers
 from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.models.flops import decoder_flops, denoiser_flops
@@ -28,6 +27,7 @@ from vdmini_core.models.registry import (
     default_settings,
     family_of,
     fingerprint,
+    from_configs,
     load_settings,
 )
 from vdmini_core.params import Granularity
@@ -169,7 +169,7 @@ def load_architecture(
             expected=f"a pipeline directory, or {', '.join(BUILT_IN)}",
             found=found_at(directory, INDEX),
         )
-    with _from_configs(directory):
+    with from_configs(directory):
         index = read_index(directory)
         parts = (denoiser_part(index), "vae")
         for part in parts:
@@ -177,22 +177,6 @@ def load_architecture(
         configs = {part: read_config(directory / part / "config.json") for part in parts}
         denoiser, vae = (_on_meta(index, part, configs[part]) for part in parts)
         return family_of(directory), denoiser, vae, load_settings(directory)
-
-
-@contextmanager
-def _from_configs(name: Path | str) -> Iterator[None]:
-    """Configs are anyone's, and classes raise whatever comes of them: said as one error."""
-    try:
-        yield
-    except VDMiniError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"the configs in {name} make no model",
-            expected="configs as the model's class writes them",
-            found=f"{type(error).__name__}: {error}".split("\n")[0][:200],
-            fix="download them again; if it stays so, they are not those of these classes",
-        ) from error
 
 
 def _on_meta(index: Mapping[str, Any], part: str, config: Mapping[str, Any]) -> nn.Module:
@@ -229,7 +213,7 @@ def inspect_model(
             "there is no such granularity", expected=", ".join(get_args(Granularity)), found=granularity
         )
     family, unet, vae, own = load_architecture(directory_or_name)
-    with _from_configs(directory_or_name):
+    with from_configs(directory_or_name):
         return _counted(Path(directory_or_name).name, family, unet, vae, settings or own, granularity)
 
 

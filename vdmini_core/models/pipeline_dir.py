@@ -206,7 +206,7 @@ def check_directory(directory: Path) -> dict[str, Any]:
     check_strangers(index, parts)
     for part, (allowed, (config, weights)) in parts.items():
         check_class(part, index.get(part), allowed)
-        if _absent(index, part):
+        if is_absent(index, part):
             continue
         if not (directory / part / config).is_file():
             raise ModelError(
@@ -269,7 +269,7 @@ def check_single(index: Mapping[str, Any]) -> None:
         index: `model_index.json`, or the config of a loaded pipeline.
     """
     told = [key for key in ("boundary_ratio", "expand_timesteps") if index.get(key) not in (None, False)]
-    if not _absent(index, "transformer_2"):
+    if not is_absent(index, "transformer_2"):
         told.append("transformer_2")
     if told:
         raise ModelError(
@@ -280,7 +280,8 @@ def check_single(index: Mapping[str, Any]) -> None:
         )
 
 
-def _absent(index: Mapping[str, Any], part: str) -> bool:
+def is_absent(index: Mapping[str, Any], part: str) -> bool:
+    """A part that the index leaves out, which some pipelines may."""
     return tuple(index.get(part) or ABSENT) == ABSENT
 
 
@@ -349,7 +350,7 @@ def needed_files(directory: Path) -> list[Path]:
     half = variant_of(directory, index) is not None
     found = [Path(INDEX)]
     for part, (_, (_, stem)) in PIPELINES[index["_class_name"]].items():
-        if _absent(index, part):
+        if is_absent(index, part):
             continue
         vocabularies = (".txt", ".model") if part.startswith("tokenizer") else ()  # data, too
         kinds = (".json", ".safetensors", *vocabularies)

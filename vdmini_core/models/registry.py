@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +15,17 @@ import torch
 from torch import nn
 
 from vdmini_core.artifacts import write_json
-from vdmini_core.errors import ModelError
+from vdmini_core.errors import ModelError, VDMiniError
 from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.models.dit.defaults import flow_settings
+from vdmini_core.models.parts import load_part
 from vdmini_core.models.pipeline_dir import (
+    PIPELINES,
     check_directory,
     denoiser_part,
+    is_absent,
     read_config,
     read_index,
-    variant_of,
 )
 
 SETTINGS = "vdmini.json"
@@ -97,7 +99,7 @@ def load_pipeline(
                 dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
-                variant=variant_of(directory, index),
+                **_networks(directory, index, dtype),
             )
     except ModelError:
         raise
@@ -110,6 +112,19 @@ def load_pipeline(
             part.to(device).eval().requires_grad_(False)
             own_memory(part)
     return pipeline
+
+
+def _networks(directory: Path, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The parts that have weights; in the denoiser's file nothing may be left over."""
+    found = {}
+    for part, (_, (_, stem)) in PIPELINES[index["_class_name"]].items():
+        if stem is None or is_absent(index, part):
+            continue
+        library, name = index[part]
+        cls = getattr(importlib.import_module(library), name)
+        exact = part == denoiser_part(index)
+        found[part] = load_part(directory / part, cls, stem, dtype, exact=exact)
+    return found
 
 
 def own_memory(part: nn.Module) -> None:
@@ -159,6 +174,9 @@ def load_settings(directory: Path, pipeline: Any = None) -> SamplingSettings:
     Args:
         directory: pipeline directory.
         pipeline: loaded pipeline; None reads the configs from the directory.
+
+    Raises:
+        ModelError: the configs make no model, or a value of `vdmini.json` is wrong.
     """
     directory = Path(directory)
     if pipeline is not None:
@@ -167,9 +185,30 @@ def load_settings(directory: Path, pipeline: Any = None) -> SamplingSettings:
         name = denoiser_part(read_index(directory))
         denoiser, vae = (read_config(directory / part / "config.json") for part in (name, "vae"))
         scheduler = read_config(directory / "scheduler" / "scheduler_config.json")
-        settings = default_settings(denoiser, vae, scheduler)
+        with from_configs(directory):
+            settings = default_settings(denoiser, vae, scheduler)
     path = directory / SETTINGS
     return merge_settings(settings, read_config(path)) if path.is_file() else settings
+
+
+@contextmanager
+def from_configs(name: Path | str) -> Iterator[None]:
+    """Configs are anyone's, and classes raise whatever comes of them: said as one error.
+
+    Raises:
+        ModelError: with what was raised.
+    """
+    try:
+        yield
+    except VDMiniError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the configs in {name} make no model",
+            expected="configs as the model's class writes them",
+            found=f"{type(error).__name__}: {error}".split("\n")[0][:200],
+            fix="download them again; if it stays so, they are not those of these classes",
+        ) from error
 
 
 def pipeline_settings(pipeline: Any) -> SamplingSettings:
