@@ -98,7 +98,8 @@ def _captions(folder: Path, names: list[str], params: Params, known: Architectur
 def _gpu(root: Path, params: Params) -> str:
     """What is to be done where `base.device` is not here."""
     from tasks.models import device_of
-    from tasks.stage import QuietMonitor, StageJob
+    from tasks.monitor import QuietMonitor
+    from tasks.stage import StageJob
 
     try:
         device_of(StageJob(root, params, root, root, QuietMonitor()))

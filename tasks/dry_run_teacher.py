@@ -71,7 +71,8 @@ def _source(root: Path, params: Params, scratch: Path) -> tuple[str | Path | Non
 
 def _bundled(root: Path, params: Params, scratch: Path) -> Path:
     """A teacher of the package; the smallest ones are made on the spot."""
-    from tasks.stage import QuietMonitor, StageJob
+    from tasks.monitor import QuietMonitor
+    from tasks.stage import StageJob
     from tasks.teacher import fetch_bundled
 
     folder = scratch / params.teacher.bundled

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.clip_size import check_fit
+from tasks.monitor import Monitor
 from tasks.s3_folders import local_path
-from tasks.stage import Monitor, StageJob, StageOutcome
+from tasks.stage import StageJob, StageOutcome
 from vdmini_core.artifacts import write_json
 from vdmini_core.errors import ModelError
 from vdmini_core.params import Params, is_number

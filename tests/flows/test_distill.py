@@ -55,7 +55,8 @@ import sys
 from pathlib import Path
 import torch
 from tasks.distill import run
-from tasks.stage import QuietMonitor, StageJob
+from tasks.monitor import QuietMonitor
+from tasks.stage import StageJob
 from vdmini_core.artifacts import write_json
 from vdmini_core.params import Params
 root, name = Path(sys.argv[1]), sys.argv[2]

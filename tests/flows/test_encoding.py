@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tasks.encoding import encode_inputs
-from tasks.stage import QuietMonitor, StageJob
+from tasks.monitor import QuietMonitor
+from tasks.stage import StageJob
 from vdmini_core.artifacts import tree_digests, write_json
 from vdmini_core.data.clips import save_clips
 from vdmini_core.distillation.latents import StoredLatents, shard_path

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from mlflow.entities import RunStatus
 
+from tasks.monitor import QuietMonitor
 from tasks.promote import DECISION_TAG, run
-from tasks.stage import QuietMonitor, StageJob
+from tasks.stage import StageJob
 from tasks.tracking import MLflowTracker, is_alive, process_name
 from vdmini_core.artifacts import read_json
 from vdmini_core.params import parse_params

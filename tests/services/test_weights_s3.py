@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from tasks.monitor import QuietMonitor
 from tasks.protocol import protocol_extractor
-from tasks.stage import QuietMonitor, StageJob
+from tasks.stage import StageJob
 from tasks.weights import resolve_weights
 from tests.services.s3_store import s3_store, settings
 from vdmini_core.errors import DataError

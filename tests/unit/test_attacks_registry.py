@@ -21,12 +21,13 @@ from attack_toys import ONE, pipeline_folder, safetensors
 from tasks import promote, register, reproduce, rescore, s3, s3_folders
 from tasks.foreign_versions import LOADED, LOADER, demand_own_student, files_digest
 from tasks.gate import Decision
+from tasks.monitor import QuietMonitor
 from tasks.project import change_params, dump_yaml, lay_out, profile_values, workspace_folder
 from tasks.provenance import without_hint_warning
 from tasks.recipe import COMPARED
 from tasks.registered_files import LOADER_FILE, unlike_ours
 from tasks.registry import CHECKS_TAG
-from tasks.stage import QuietMonitor, StageJob
+from tasks.stage import StageJob
 from vdmini_core.errors import DataError, ModelError, ParamsError, VDMiniError
 from vdmini_core.params import Params, load_params
 

@@ -19,7 +19,8 @@ from vdmini_core.distillation.consistency import (
 )
 from vdmini_core.distillation.data import RecoveryBatches, RecoveryData
 from vdmini_core.distillation.losses import task_reconstruction
-from vdmini_core.distillation.recovery_step import RecoveryStep, task_weights
+from vdmini_core.distillation.recovery_step import RecoveryStep
+from vdmini_core.distillation.terms import task_weights
 from vdmini_core.errors import TrainingError
 from vdmini_core.models.base import Conditions
 from vdmini_core.models.inputs import ClipInputs

@@ -12,7 +12,8 @@ from recovery_toys import ToyFamily, toy_batches, toy_params, toy_step, toy_unet
 from torch import Tensor, nn
 
 from tasks.distill import run
-from tasks.stage import QuietMonitor, StageJob
+from tasks.monitor import QuietMonitor
+from tasks.stage import StageJob
 from tests.unit.dit_toys import CONFIGS, tiny_dit
 from vdmini_core.artifacts import tree_digests
 from vdmini_core.distillation.depth import adapted_layers, depth_for, load_recovered, open_student

@@ -11,8 +11,9 @@ import torch
 
 from tasks.dry_run import examine_run, is_complete
 from tasks.dry_run_step import MISSING, Step
+from tasks.monitor import QuietMonitor
 from tasks.project import lay_out, preview_params
-from tasks.stage import QuietMonitor, StageJob
+from tasks.stage import StageJob
 from tasks.teacher import fetch_bundled
 from vdmini_core.params import Params
 

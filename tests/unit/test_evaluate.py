@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from tasks.stage import QuietMonitor, StageJob
+from tasks.monitor import QuietMonitor
+from tasks.stage import StageJob
 from vdmini_core.data.clips import save_clips
 from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seeds
 from vdmini_core.errors import DataError

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tasks.monitor import QuietMonitor
 from tasks.profile import measure_times
 from tasks.prune import verify_reload
-from tasks.stage import QuietMonitor, StageJob
+from tasks.stage import StageJob
 from tasks.teacher import run as make_teacher
 from vdmini_core.artifacts import tree_digests
 from vdmini_core.cli_generate import generate

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from tasks import vbench
+from tasks.monitor import QuietMonitor
 from tasks.prune import verify_reload
 from tasks.serving_model import VideoStudent
-from tasks.stage import QuietMonitor, StageJob
+from tasks.stage import StageJob
 from tasks.teacher import run as make_teacher
 from vdmini_core.artifacts import tree_digests
 from vdmini_core.cli_generate import generate

@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 from video_toys import shared_clip
 
+from tasks.monitor import QuietMonitor
 from tasks.prepare import run
-from tasks.stage import QuietMonitor, StageJob, StageOutcome
+from tasks.stage import StageJob, StageOutcome
 from vdmini_core.artifacts import tree_digests
 from vdmini_core.data.clips import SPLITS, load_clips
 from vdmini_core.data.procedural import ProceduralSpec, render_clip, split_seeds

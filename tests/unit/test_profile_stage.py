@@ -11,7 +11,8 @@ import svd_toys as toys
 import torch
 
 from tasks import profile
-from tasks.stage import QuietMonitor, StageJob
+from tasks.monitor import QuietMonitor
+from tasks.stage import StageJob
 from vdmini_core.data.clips import save_clips
 from vdmini_core.models.registry import save_pipeline
 from vdmini_core.params import parse_params

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import svd_toys
 
+from tasks.monitor import QuietMonitor
 from tasks.project import preview_params, template_folder
 from tasks.recovery_cost import check_memory
 from tasks.recovery_dry_run import Wanted, make_case, wanted_case
-from tasks.stage import QuietMonitor, StageJob
+from tasks.stage import StageJob
 from vdmini_core.params import Params
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import report_fixture as fixture
 
+from tasks.monitor import QuietMonitor
 from tasks.report import run
-from tasks.stage import QuietMonitor, StageJob
+from tasks.stage import StageJob
 from vdmini_core.params import Params
 from vdmini_core.report import page as page_module
 from vdmini_core.report.facts import NOT_MEASURED, ROWS, comparison, headline

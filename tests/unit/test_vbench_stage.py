@@ -18,7 +18,8 @@ from PIL import Image
 
 from tasks import vbench
 from tasks.evaluate import _headline
-from tasks.stage import QuietMonitor, StageJob
+from tasks.monitor import QuietMonitor
+from tasks.stage import StageJob
 from tasks.tracking import flatten
 from vdmini_core.artifacts import read_json, tree_digests
 from vdmini_core.errors import DataError, ModelError, ParamsError

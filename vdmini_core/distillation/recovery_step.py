@@ -20,7 +20,6 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from vdmini_core.distillation.checkpointing import checkpoint_activations
 from vdmini_core.distillation.consistency import (
-    OwnTask,
     consistency_target,
     lower_levels,
     own_task,
@@ -58,12 +57,12 @@ from vdmini_core.distillation.sharding import (
     skeleton_of,
     whole_model,
 )
+from vdmini_core.distillation.terms import task_weights, term_names
 from vdmini_core.distillation.workers import Average
 from vdmini_core.errors import TrainingError
 from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.params import DistillParams
 
-TERMS = ("total", "task", "icd", "mca_generator", "mca_discriminator", "grad_norm")
 DIVERGED = 1000.0  # times the first task loss
 SMALL_LOSS = 0.01  # a cut that hardly hurts starts near nothing, from where the levels drawn alone are far
 
@@ -395,25 +394,3 @@ class RecoveryStep:
 def _logits(heads: nn.Module, sigma_B: Tensor, features: list[Tensor]) -> list[Tensor]:
     logits: list[Tensor] = heads(features, sigma_B)
     return logits
-
-
-def term_names(params: DistillParams) -> tuple[str, ...]:
-    """`TERMS`, and in front of the gradient's norm those that are not part of the paper's loss."""
-    extra = (
-        ("adversarial_generator", params.lambda_adversarial),
-        ("adversarial_discriminator", params.lambda_adversarial),
-        ("feature_matching", params.lambda_feature_matching),
-        ("r1", params.r1_gamma),
-    )
-    return (*TERMS[:-1], *(name for name, weight in extra if weight), TERMS[-1])
-
-
-def task_weights(params: DistillParams, one_step: bool, own: OwnTask = "reconstruction") -> dict[str, float]:
-    """How much of the task loss looks at real clips, at the teacher's prediction, and along its path."""
-    kinds = ("reconstruction", "teacher", "consistency")
-    if params.task_loss == "auto" and own != "reconstruction":
-        return dict.fromkeys(kinds, 0.0) | {own if own == "consistency" else "reconstruction": 1.0}
-    if params.task_loss == "auto":
-        share = 0.5 if one_step else 0.0
-        return {"reconstruction": 1.0 - share, "teacher": share, "consistency": 0.0}
-    return {name: float(name == params.task_loss) for name in kinds}
