@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from vdmini_core.distillation.checkpointing import checkpoint_activations
 from vdmini_core.distillation.losses import feature_matching_loss, r1_penalty
 from vdmini_core.distillation.optim import adamw8bit, is_temporal, set_rate, student_optimizer
-from vdmini_core.distillation.recovery_step import TERMS, RecoveryStep
+from vdmini_core.distillation.recovery_step import RecoveryStep
+from vdmini_core.distillation.terms import TERMS
 from vdmini_core.errors import TrainingError
 from vdmini_core.params import DistillParams
 
