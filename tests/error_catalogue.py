@@ -16,11 +16,33 @@ from vdmini_core import errors
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "errors.md"
-CLASSES = {
-    name: kind.__doc__ or ""
-    for name, kind in vars(errors).items()
-    if isinstance(kind, type) and issubclass(kind, errors.VDMiniError)
-}
+PACKAGES = ("vdmini_core", "tasks", "flows")
+
+
+def _classes() -> dict[str, str]:
+    """Name and docstring of every class of error, those that a module has for itself among them."""
+    found = {
+        name: kind.__doc__ or ""
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.VDMiniError)
+    }
+    own = [node for _, tree in _trees() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    while new := [node for node in own if node.name not in found and _bases(node) & found.keys()]:
+        found |= {node.name: ast.get_docstring(node) or "" for node in new}
+    return found
+
+
+def _trees() -> Iterator[tuple[Path, ast.Module]]:
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _bases(node: ast.ClassDef) -> set[str]:
+    return {base.id if isinstance(base, ast.Name) else getattr(base, "attr", "") for base in node.bases}
+
+
+CLASSES = _classes()
 HEAD = """# Errors
 
 Every error that is the user's to mend, made from the code (`python -m tests.error_catalogue`). The command
@@ -48,10 +70,8 @@ class Entry(NamedTuple):
 def entries() -> list[Entry]:
     """Those of all packages, by kind, then by place."""
     found = []
-    for package in ("vdmini_core", "tasks", "flows"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            found += list(_of_file(tree, path.relative_to(ROOT).with_suffix("").as_posix()))
+    for path, tree in _trees():
+        found += list(_of_file(tree, path.relative_to(ROOT).with_suffix("").as_posix()))
     kinds = list(CLASSES)
     return sorted(set(found), key=lambda entry: (kinds.index(entry.kind), entry.place, entry))
 

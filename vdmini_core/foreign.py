@@ -24,11 +24,18 @@ if TYPE_CHECKING:
 HEADER_BYTES = 16 * 2**20  # of safetensors: names some 100,000 tensors; the library itself stops at 100 MB
 JSON_BYTES = 64 * 2**20  # vocabularies have some 30 MB, configs some kB
 # Keys of configs by which the libraries import code or read files that lie elsewhere.
-CODE_KEYS = frozenset({"auto_map", "custom_pipeline", "custom_pipelines", "transformers_weights"})
+CODE_KEYS = frozenset(
+    {"auto_map", "custom_pipeline", "custom_pipelines", "transformers_weights", "quantization_config"}
+)
+# What a tokenizer would read wherever it lies, and objects for it; `vocab_file` and its like it finds itself.
+TOKENIZER = "tokenizer_config.json"
+TOKENIZER_KEYS = frozenset({"vocab", "merges", "init_inputs", "tokenizer_object"})
 # Keys whose value, or a text within it, may be OWNER/NAME: code from the hub (attn_, experts_implementation).
 KERNEL_KEY = re.compile(r".*_implementation(_internal)?")
 LAYERS_KEY = re.compile(r".*layers(_per_block)?|depth|num_blocks")
 MAX_LAYERS = 1000  # of one kind; the largest video models have some sixty
+TABLE_KEY = re.compile(r"num_train_timesteps|.*max_seq_len|max_position_embeddings|sample_.*|image_size")
+MAX_ROWS = 2**20  # of schedules and positions; schedulers have 1,000, text encoders some 130,000
 ADAPTER = "adapter_config.json"  # names another model, which transformers would load in its place
 
 
@@ -142,7 +149,7 @@ def demand_held(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def demand_plain_config(path: Path) -> None:
-    """Refuse a JSON config that asks for code or files from elsewhere; what is no JSON is left to others.
+    """Refuse a JSON config that asks for code or files from elsewhere, and one that cannot be looked at.
 
     Raises:
         ModelError: naming the key, or the file: a text in place of an object is a repository's name to
@@ -150,8 +157,13 @@ def demand_plain_config(path: Path) -> None:
     """
     try:
         config = read_json_file(path)
-    except (OSError, ValueError):
-        return
+    except (OSError, ValueError) as error:  # the libraries would read it without a bound
+        raise ModelError(
+            f"{path.parent.name}/{path.name} cannot be read",
+            expected="a JSON object",
+            found=str(error),
+            fix="download it again",
+        ) from error
     if not isinstance(config, dict):
         raise ModelError(
             f"{path.parent.name}/{path.name} is no config",
@@ -160,6 +172,7 @@ def demand_plain_config(path: Path) -> None:
             fix="download it again",
         )
     demand_few_layers(config, f"{path.parent.name}/{path.name}")
+    asks = CODE_KEYS | (TOKENIZER_KEYS if path.name == TOKENIZER else frozenset())
     todo = [config]
     while todo:
         item = todo.pop()
@@ -169,7 +182,7 @@ def demand_plain_config(path: Path) -> None:
             continue
         for key, value in item.items():
             remote = KERNEL_KEY.fullmatch(key) and any("/" in text for text in _texts(value))
-            if (key in CODE_KEYS and value) or remote:
+            if (key in asks and value) or remote:
                 raise ModelError(
                     f"{path.parent.name}/{path.name} asks for code or files from elsewhere",
                     expected="sizes and options of a known class",
@@ -180,22 +193,44 @@ def demand_plain_config(path: Path) -> None:
 
 
 def demand_few_layers(config: Any, name: str) -> None:
-    """Refuse a config by which a class would build modules until the memory is full.
+    """Refuse a config by which a class would build modules or tables until the memory is full.
 
     Raises:
         ModelError: naming the key.
     """
-    for key, value in config.items() if isinstance(config, dict) else ():
-        if not LAYERS_KEY.fullmatch(key):
-            continue
-        counts = value if isinstance(value, list) else [value]
-        if any(isinstance(count, int | float) and count > MAX_LAYERS for count in counts):
+    for key, value in _pairs(config):
+        layers, table = LAYERS_KEY.fullmatch(key), TABLE_KEY.fullmatch(key)
+        most = MAX_LAYERS if layers else MAX_ROWS
+        if (layers or table) and any(number > most for number in _numbers(value)):
             raise ModelError(
-                f"{name} asks for more layers than any model has",
-                expected=f"at most {MAX_LAYERS}",
+                f"{name} asks for more {'layers' if layers else 'rows of a table'} than any model has",
+                expected=f"at most {most}",
                 found=f"{key}: {value}"[:120],
                 fix="download it again; if it stays so, the file is not what it says",
             )
+
+
+def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every key with its value, of inner mappings too."""
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, dict):
+            yield from item.items()
+            todo += item.values()
+        elif isinstance(item, list):
+            todo += item
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    """Numbers of a value, of lists in lists too; mappings have keys of their own."""
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, list):
+            todo += item
+        elif isinstance(item, int | float):
+            yield item
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -23,9 +23,13 @@ from typing import Any
 from vdmini_core.artifacts import code_version
 
 CASE_S = 60.0  # of the processor's time: a case that takes more hangs, on however busy a machine
+WAIT_S = 300.0  # by the clock: one that waits for something
 STILL_S = 900.0  # without a new line: the process hangs where no alarm reaches it
 PEAK_MIB = 2048
 FINE = ("accepted", "rejected")
+# What no case may do: start a program, or ask the network. (Files are looked at by the campaigns.)
+_PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn")
+_NETWORK = ("socket.getaddrinfo", "socket.connect", "socket.gethostbyname")
 _BATCH = 250
 
 
@@ -35,6 +39,23 @@ class TooLong(BaseException):
 
 def _alarm(*_: object) -> None:
     raise TooLong
+
+
+def _timers(processor_s: float, clock_s: float) -> None:
+    signal.setitimer(signal.ITIMER_PROF, processor_s)
+    signal.setitimer(signal.ITIMER_REAL, clock_s)
+
+
+class Watch:
+    """What this process does that no case may make it do, by Python's own audit events."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, given: tuple[Any, ...]) -> None:
+        if event.startswith((*_PROGRAMS, *_NETWORK)):
+            self.seen.append(f"{event} {given}"[:200])
 
 
 @dataclass(frozen=True)
@@ -47,7 +68,7 @@ class Campaign:
         draw: kind and case, from the place that `prepare` made, a seed and a number.
         prepare: makes the place, once, and brings the libraries in, which is no case's own time.
         judge: `fate` of a case, and what was said.
-        fates: the columns; all but the first three must stay empty.
+        fates: the columns; all but `accepted` and `rejected` must stay empty.
         head: of the committed table.
     """
 
@@ -67,18 +88,24 @@ class Campaign:
 def work(campaign: Campaign, seed: int, indices: list[int], log: Path, root: Path) -> None:
     """The child's part: a line before each case and a line after it."""
     campaign.prepare(root)
-    signal.signal(signal.SIGPROF, _alarm)
+    watch = Watch()
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, _alarm)
     with log.open("a", encoding="utf-8") as lines:
         for index in indices:
             kind, case = campaign.draw(root, seed, index)
             started = time.process_time()
             print(json.dumps({"begun": index, "kind": kind}), file=lines, flush=True)
-            signal.setitimer(signal.ITIMER_PROF, CASE_S)
+            _timers(CASE_S, WAIT_S)
+            watch.seen.clear()
             try:
                 found = campaign.judge(root, case)
             except TooLong:
                 found = {"fate": "hung", "said": ""}
-            signal.setitimer(signal.ITIMER_PROF, 0)
+            _timers(0, 0)
+            if watch.seen:
+                fate = "executed" if any(seen.startswith(_PROGRAMS) for seen in watch.seen) else "asked"
+                found = {"fate": fate, "said": "; ".join(watch.seen)[:300]}
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             facts = {
                 "index": index,

@@ -3,7 +3,8 @@
 `python -m tests.chaos.fuzz_configs --count 500 --seed 7 --state .vdmini/chaos --out FILE.json`; stopped, it
 goes on with the next one. Three small pipelines with all their parts (Stable Video Diffusion, T2V-Turbo-v2
 and Wan) have one JSON file changed at a time. The command either writes a video or ends with an error of ours
-(accepted, rejected); nothing but the video may be written.
+(accepted, rejected); nothing but the video may be written, no program started, no network asked and no more
+memory asked for than the pipelines need (filled).
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def use(root: Path, model: str) -> dict[str, str]:
     """`vdmini inspect` and `vdmini generate`."""
     from vdmini_core.cli_generate import generate
     from vdmini_core.models.inspect import inspect_model
+    from vdmini_core.models.parts import of_the_machine
     from vdmini_core.models.registry import load_settings
 
     directory, output = root / "models" / model, root / "out.mp4"
@@ -94,7 +96,9 @@ def use(root: Path, model: str) -> dict[str, str]:
             refused = f"{step}: {error}"
         except TooLong:
             return {"fate": "hung", "said": step}
-        except Exception:
+        except Exception as error:
+            if of_the_machine(error):  # ADDRESS_SPACE, which users do not have
+                return {"fate": "filled", "said": f"{step}: {error}"}
             return {"fate": "crashed", "said": f"{step}: {traceback.format_exc()}"}
     return {"fate": "rejected" if refused else "accepted", "said": refused}
 
@@ -105,7 +109,7 @@ CAMPAIGN = Campaign(
     draw=lambda root, seed, index: draw(root / "models", seed, index),
     prepare=prepare,
     judge=judge,
-    fates=("accepted", "rejected", "crashed", "hung", "forgotten", "wrote"),
+    fates=("accepted", "rejected", "crashed", "hung", "filled", "forgotten", "wrote", "executed", "asked"),
     head={
         "section": "Fed any configs",
         "order": 5,

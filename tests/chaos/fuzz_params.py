@@ -88,7 +88,7 @@ CAMPAIGN = Campaign(
     draw=lambda _, seed, index: draw(seed, index),
     prepare=prepare,
     judge=judge,
-    fates=("accepted", "rejected", "crashed", "hung", "forgotten", "disagreed", "wrote"),
+    fates=("accepted", "rejected", "crashed", "hung", "forgotten", "disagreed", "wrote", "executed", "asked"),
     head={
         "section": "Fed any parameters",
         "order": 4,

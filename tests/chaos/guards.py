@@ -49,6 +49,8 @@ def call(name: str, attack: str, file: str, line: str, test: str) -> Guard:
 
 CHECKPOINT, SOURCE = "vdmini_core/convert/checkpoint.py", "vdmini_core/metrics/weights_source.py"
 PIPELINE, DENOISER = "vdmini_core/models/pipeline_dir.py", "vdmini_core/models/denoiser.py"
+PARTS = "vdmini_core/models/parts.py"
+FILLED = "tests/unit/test_parts.py::test_weights_that_are_not_those_of_the_config_are_refused"
 FOREIGN, SERVING = "vdmini_core/foreign.py", "tasks/serving_model.py"
 VERSIONS, ADDRESS = "tasks/foreign_versions.py", "flows/webhook_address.py"
 FOLDERS, YAML_TEXT = "tasks/s3_folders.py", "vdmini_core/yaml_text.py"
@@ -64,7 +66,7 @@ GUARDS = (
           "vdmini_core/teacher/loop.py", "weights_only=True", "weights_only=False", NEVER),
     Guard("safetensors alone for pipelines", "pickled weights of a pipeline",
           "vdmini_core/models/registry.py", "use_safetensors=True", "use_safetensors=None", NEVER),
-    Guard("safetensors alone for denoisers", "pickled weights of a denoiser", "vdmini_core/models/parts.py",
+    Guard("safetensors alone for denoisers", "pickled weights of a denoiser", PARTS,
           "use_safetensors=True", "use_safetensors=None", NEVER),
     Guard("no pickles beside safetensors", "a .bin beside the weights", PIPELINE,
           "    if pickles:\n", "    if False:\n", DIRECTORY + "[pickle beside]"),
@@ -99,11 +101,40 @@ GUARDS = (
     Guard("configs that are objects", "a config that is a text: OWNER/NAME, asked of the hub", FOREIGN,
           "if not isinstance(config, dict):\n        raise", "if False:\n        raise",
           DIRECTORY + "[a repository for a config]"),
+    Guard("configs that can be looked at", "a config of more bytes than are looked through", FOREIGN,
+          "as error:  # the libraries would read it without a bound\n",
+          "as error:\n        return\n", DIRECTORY + "[more than is looked through]"),
+    Guard("the hub left alone", "whatever else makes a library ask it", PARTS,
+          "constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True",
+          "constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False",
+          "tests/unit/test_parts.py::test_the_hub_is_not_asked_while_a_pipeline_loads"),
+    Guard("words of a tokenizer", "tokenizer_config.json naming a file elsewhere", FOREIGN,
+          "CODE_KEYS | (TOKENIZER_KEYS if path.name == TOKENIZER else frozenset())", "CODE_KEYS",
+          DIRECTORY + "[words of a tokenizer]"),
+    Guard("quantisers", "quantization_config, which brings code of other libraries", FOREIGN,
+          ', "quantization_config"}', "}", DIRECTORY + "[quantised]"),
+    Guard("layers within lists", "layers as lists of lists", FOREIGN,
+          "for number in _numbers(value)", "for number in (value if isinstance(value, list) else [value])"
+          " if isinstance(number, int)", DIRECTORY + "[layers within lists]"),
+    Guard("layers of inner configs", "layers of a vision_config", FOREIGN,
+          "for key, value in _pairs(config):", "for key, value in config.items():",
+          DIRECTORY + "[layers of a part's part]"),
+    Guard("rows of tables", "a schedule of a hundred million steps", FOREIGN,
+          "(layers or table) and", "layers and", DIRECTORY + "[rows of a schedule]"),
+    call("vocabularies", "a tokenizer that knows no word", PIPELINE, "check_words(directory / part)",
+         "tests/unit/test_parts.py::test_a_tokenizer_without_words_is_refused"),
+    Guard("whole weights", "weights that do not fill the network of the config", PARTS,
+          'kinds = ("missing_keys", ', "kinds = (", FILLED + "[more_layers]"),
+    call("sizes before memory", "a config of a network of terabytes", PARTS,
+         "demand_filled(folder, cls, files)", FILLED + "[wide_beyond_measure]"),
+    call("frames that are numbers", "NaN in a decoder", "vdmini_core/models/pixels.py",
+         'demand_numbers(video, "decoded frames")',
+         "tests/unit/test_generate.py::test_frames_that_are_no_numbers_make_no_video"),
     Guard("code under a library's name", "PART/diffusers.py, custom code to diffusers", PIPELINE,
           "if code := [name for name in CODE if (folder / name).exists()]:", "if code := []:",
           DIRECTORY + "[code of a part]"),
     Guard("layers of a model", "layers_per_block: a billion", FOREIGN,
-          "if any(isinstance(count, int | float) and count > MAX_LAYERS for count in counts):", "if False:",
+          "if (layers or table) and any(number > most for number in _numbers(value)):", "if False:",
           DIRECTORY + "[layers]"),
     Guard("adapters", "adapter_config.json naming another model", PIPELINE,
           "if (folder / ADAPTER).exists():", "if False:", DIRECTORY + "[adapter]"),

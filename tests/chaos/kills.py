@@ -223,7 +223,8 @@ class Chaos:
         found = Counter(problem["kind"] for story in stories for problem in story["problems"])
         open_stories = {kill["story"] for kill in kills} - {story["story"] for story in stories}
         totals = {"kills": len(kills), "stories": len(stories), "unfinished stories": len(open_stories)}
-        totals["at a request to S3"] = sum(kill["moment"].get("event") == "s3" for kill in kills)
+        points = Counter(kill["moment"]["event"] for kill in kills if kill["kind"] == "point")
+        totals["at exact points"] = dict(points.most_common())
         totals["with the disk of a recovery lost"] = sum("disk" in kill for kill in kills)
         totals["gone on from S3"] = sum(record["in S3"] > 0 for record in self.records("resumed"))
         totals["mended by `vdmini doctor`"] = len(self.records("mended"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.mending import _COPY, COPYING_S
+from tasks.mending import COPYING_S
 from tasks.recovery_checkpoints import COMPLETE
 from tasks.recovery_mirror import KEPT
 from tasks.stage import REPRODUCIBLE, STAGES
@@ -52,6 +53,7 @@ def problems_of(story: Story, reference: Path, model: str = "vdmini-nano") -> li
         reference: project of a run that nothing happened to.
         model: registered by the story.
     """
+    _age(story.root)
     try:
         found = [{"kind": kind, "what": what} for kind, what in _told_by_the_flow(story)]
     except subprocess.TimeoutExpired as error:
@@ -64,6 +66,15 @@ def problems_of(story: Story, reference: Path, model: str = "vdmini-nano") -> li
     if left := story.left():
         found.append({"kind": "hung", "what": f"{len(left)} processes are still there"})
     return found
+
+
+def _age(root: Path) -> None:
+    """Let time pass: what somebody might still be at is left alone by one run, and swept by later ones."""
+    long_ago = time.time() - 2 * COPYING_S
+    for folder in _OWN_NAMES:
+        for path in (root / folder).rglob("*"):
+            if _TEMPORARY.search(path.name) and path.is_file():
+                os.utime(path, (long_ago, long_ago))
 
 
 def _told_by_the_flow(story: Story) -> Iterator[tuple[str, str]]:
@@ -110,8 +121,6 @@ def _strays(story: Story, reference: Path) -> Iterator[tuple[str, str]]:
         yield "stray", name
     for folder in _OWN_NAMES:
         for path in sorted((story.root / folder).rglob("*")):
-            if _COPY.fullmatch(path.name) and time.time() - path.stat().st_mtime < COPYING_S:
-                continue  # somebody might still be at it: it goes when it is older
             if _TEMPORARY.search(path.name) and path.name != "tmp":
                 yield "stray", path.relative_to(story.root).as_posix()
     note = reference.parent / "temporary"
@@ -126,8 +135,8 @@ def _strays(story: Story, reference: Path) -> Iterator[tuple[str, str]]:
 def _cache(root: Path) -> Iterator[tuple[str, str]]:
     """Every file of DVC's cache has the bytes of its name."""
     for path in (root / ".dvc" / "cache" / "files" / "md5").glob("??/*"):
-        if _COPY.fullmatch(path.name):
-            continue  # half a copy of DVC's under a name of its own, which no key leads to
+        if _TEMPORARY.search(path.name):
+            continue  # half a copy under a name of its own, which no key leads to: a stray
         name = (path.parent.name + path.name).removesuffix(".dir")
         if hashlib.md5(path.read_bytes()).hexdigest() != name:
             yield "corrupted", path.relative_to(root).as_posix()

@@ -38,7 +38,7 @@ LOOK_S = 0.02
 PARTING_S = 30.0  # processes of a run that has ended may take so long to end, too
 BUCKET = "chaos"
 # How often a kind of event is drawn; others 1.
-WEIGHTS = {"rename": 3, "mlflow": 3, "s3": 3, "open": 2, "commit": 2}
+WEIGHTS = {"rename": 3, "mlflow": 3, "s3": 8, "open": 2, "commit": 2}
 COMMANDS = {
     "flow": [str(VDMINI), "run"],
     "dvc": [str(Path(sys.executable).with_name("dvc")), "repro"],
@@ -353,7 +353,7 @@ class _Watch:
 def draw_targets(
     dice: random.Random, driver: str, seen: Callable[[str], list[dict[str, Any]]] | None
 ) -> list[Target]:
-    """The deaths of one story: one or two in every stage, and sometimes before the first and after the last.
+    """The deaths of one story: one or two in every stage, one more in `distill`, some before and after all.
 
     Args:
         dice: decides.
@@ -363,6 +363,7 @@ def draw_targets(
     drawn: list[Target] = []
     for stage in ("start", *stages_of(driver), "end"):
         number = dice.choice((1, 2)) if stage in STAGES else dice.choice((0, 0, 1))
+        number += stage == "distill"  # the longest one, and the one with a store
         for _ in range(number):
             events = seen(stage) if seen is not None and dice.random() < 0.6 else []
             loses = stage == "distill" and dice.random() < 0.5

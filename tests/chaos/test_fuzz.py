@@ -6,6 +6,8 @@ The long forms are `tests.chaos.fuzz_files`, `tests.chaos.fuzz_params` and `test
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,21 @@ def test_configs_are_used_or_refused_in_words(tmp_path: Path, monkeypatch: pytes
         assert found["fate"] in ("accepted", "rejected"), found["said"]
         fates.append(found["fate"])
     assert set(fates) == {"accepted", "rejected"}
+
+
+def test_the_watch_sees_programs_and_the_network(tmp_path: Path) -> None:
+    """The harness itself; audit hooks stay, so in a process of its own."""
+    code = """
+import os, socket, subprocess
+from tests.chaos.drawn import Watch
+watch = Watch()
+subprocess.run(["true"])
+os.system("true")
+try:
+    socket.getaddrinfo("localhost", 1)
+except OSError:
+    pass
+print([seen.split()[0] for seen in watch.seen])
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "subprocess.Popen" in said and "os.system" in said and "socket.getaddrinfo" in said

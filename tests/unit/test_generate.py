@@ -108,8 +108,29 @@ def test_a_model_that_fails_is_named(pipeline, frames):
         generate(pipeline, ClipInputs(frames), [5, 6], toys.SETTINGS, denoiser=other)
 
 
+def test_what_is_the_machines_is_not_the_models(pipeline, frames):
+    """Else nothing would be tried again, and a full disk would be said as a wrong size."""
+    for error in (MemoryError(), OSError(28, "No space left on device"), RuntimeError("CUDA error: x")):
+
+        class Failing(torch.nn.Module):
+            def forward(self, *_, error=error, **__):
+                raise error
+
+        broken = toys.tiny_pipeline().unet
+        broken.conv_in = Failing()
+        with pytest.raises(type(error)):
+            generate(pipeline, ClipInputs(frames), [5, 6], toys.SETTINGS, denoiser=broken)
+
+
+def test_frames_that_are_no_numbers_make_no_video(frames):
+    broken = toys.tiny_pipeline()
+    broken.vae.decoder.conv_in.bias.data[0] = torch.nan
+    with pytest.raises(ModelError, match="decoded frames are not numbers"):
+        generate(broken, ClipInputs(frames), [5, 6], toys.SETTINGS)
+
+
 def test_latents_that_are_no_numbers_make_no_video(pipeline, frames):
     broken = toys.tiny_pipeline().unet
     broken.conv_out.bias.data[0] = torch.nan
-    with pytest.raises(ModelError, match="not numbers"):
+    with pytest.raises(ModelError, match="latents are not numbers"):
         generate(pipeline, ClipInputs(frames), [5, 6], toys.SETTINGS, denoiser=broken)

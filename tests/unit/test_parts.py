@@ -13,7 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vdmini_core.errors import ModelError
+from vdmini_core.models import parts, registry
+from vdmini_core.models.pipeline_dir import read_index
 from vdmini_core.models.registry import load_pipeline, load_settings, save_pipeline
+from vdmini_core.teacher.text_architecture import build_text_pipeline
 
 
 @pytest.fixture
@@ -49,6 +52,10 @@ def lacking(part: str, stem: str) -> Callable[[Path], None]:
     return change
 
 
+def wide_beyond_measure(folder: Path) -> None:
+    edit(folder / "image_encoder" / "config.json", intermediate_size=10**12)
+
+
 def left_over(folder: Path) -> None:
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     save_file(load_file(path) | {"another.weight": torch.zeros(1)}, path, {"format": "pt"})
@@ -64,6 +71,7 @@ def left_over(folder: Path) -> None:
         lacking("vae", "diffusion_pytorch_model"),
         lacking("image_encoder", "model"),
         left_over,
+        wide_beyond_measure,
     ],
 )
 def test_weights_that_are_not_those_of_the_config_are_refused(
@@ -80,6 +88,39 @@ def test_more_than_a_helper_part_needs_is_left_alone(folder: Path) -> None:
     path = folder / "image_encoder" / "model.safetensors"
     save_file(load_file(path) | {"position_ids": torch.zeros(1)}, path, {"format": "pt"})
     load_pipeline(folder)
+
+
+def test_a_tokenizer_without_words_is_refused(tmp_path: Path) -> None:
+    pipeline = build_text_pipeline(0)
+    save_pipeline(pipeline, tmp_path, None)
+    load_pipeline(tmp_path)
+    (tmp_path / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="tokenizer has no vocabulary"):
+        load_pipeline(tmp_path)
+
+
+def test_words_from_elsewhere_do_not_come_into_what_is_saved(tmp_path: Path) -> None:
+    """transformers reads `vocab` wherever it lies, and writes it beside the student."""
+    save_pipeline(build_text_pipeline(0), tmp_path / "model", None)
+    tokenizer = tmp_path / "model" / "tokenizer"
+    (tmp_path / "private.json").write_text('{"SECRET": 0, "<|endoftext|>": 1}')
+    edit(tokenizer / "tokenizer_config.json", vocab=str(tmp_path / "private.json"))
+    with pytest.raises(ModelError, match="asks for code or files from elsewhere"):
+        load_pipeline(tmp_path / "model")
+
+
+def test_the_hub_is_not_asked_while_a_pipeline_loads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository's name in place of a config, as if nobody had looked at it."""
+
+    def asked(*_: Any, **__: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(registry, "check_directory", read_index)
+    monkeypatch.setattr(parts, "demand_filled", lambda *_: None)
+    monkeypatch.setattr("socket.getaddrinfo", asked)
+    (folder / "unet" / "config.json").write_text('"owner/model"')
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_pipeline(folder)
 
 
 def test_settings_of_configs_that_make_no_model_are_refused(folder: Path) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from vdmini_core.errors import DataError, ModelError, VDMiniError
 from vdmini_core.models.base import SamplingSettings
 from vdmini_core.models.inputs import ClipInputs
+from vdmini_core.models.parts import of_the_machine
+from vdmini_core.models.pixels import demand_numbers
 from vdmini_core.models.registry import family_of
 
 
@@ -56,24 +58,9 @@ def generate(
             conditions = family.conditions(pipeline, given, settings, part)
             noise = family.noise(model, settings, part)
             latents = family.sample(pipeline, model, noise, conditions, settings)
-            demand_numbers(latents)
+            demand_numbers(latents, "latents")
             clips.append(family.decode_latents(pipeline, latents, settings))
     return torch.cat(clips)
-
-
-def demand_numbers(latents: Tensor) -> None:
-    """Refuse latents that would be decoded to a black video.
-
-    Raises:
-        ModelError: with the share that is no number.
-    """
-    if not (finite := torch.isfinite(latents)).all():
-        raise ModelError(
-            "the model's latents are not numbers",
-            expected="finite latents",
-            found=f"NaN or infinity in {1 - finite.float().mean().item():.0%} of them",
-            fix="sample in float32 or bfloat16 (--dtype), or look at its weights and its scheduler's config",
-        )
 
 
 @contextmanager
@@ -81,9 +68,9 @@ def _as_configured(settings: SamplingSettings) -> Iterator[None]:
     """Parts from outside can be loaded and still not fit each other, or the size: said as one error."""
     try:
         yield
-    except (VDMiniError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # the libraries raise whatever comes of it
+    except Exception as error:  # whatever the libraries' code makes of sizes that it did not expect
+        if isinstance(error, VDMiniError) or of_the_machine(error):
+            raise
         size = f"{settings.frames} frames of {settings.width}x{settings.height}"
         raise ModelError(
             f"the model makes no video of {size} in {settings.steps} steps",

@@ -126,6 +126,7 @@ LTX_PARTS: Parts = {
         ("scheduler_config.json", None),
     ),
 }
+WORDS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",))
 PIPELINES: dict[str, Parts] = {
     "WanPipeline": WAN_PARTS,
     "HunyuanVideoPipeline": HUNYUAN_VIDEO_PARTS,
@@ -216,6 +217,8 @@ def check_directory(directory: Path) -> dict[str, Any]:
                 fix="copy or download the whole pipeline directory",
             )
         check_configs(directory / part)
+        if part.startswith("tokenizer"):
+            check_words(directory / part)
         if weights is not None:
             check_weights(directory / part, weights)
     return index
@@ -260,6 +263,21 @@ def check_configs(folder: Path) -> None:
         )
     for path in sorted(folder.glob("*config.json")):
         demand_plain_config(path)
+
+
+def check_words(folder: Path) -> None:
+    """Refuse a tokenizer without its words, which transformers makes of its special tokens alone.
+
+    Raises:
+        ModelError: with the files that are expected.
+    """
+    if not any(all((folder / name).is_file() for name in names) for names in WORDS):
+        raise ModelError(
+            f"{folder.name} has no vocabulary",
+            expected=" or ".join(" and ".join(names) for names in WORDS),
+            found=", ".join(sorted(path.name for path in folder.iterdir())),
+            fix="copy or download the whole pipeline directory",
+        )
 
 
 def check_single(index: Mapping[str, Any]) -> None:

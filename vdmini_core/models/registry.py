@@ -18,7 +18,7 @@ from vdmini_core.artifacts import write_json
 from vdmini_core.errors import ModelError, VDMiniError
 from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.models.dit.defaults import flow_settings
-from vdmini_core.models.parts import load_part
+from vdmini_core.models.parts import load_part, readable
 from vdmini_core.models.pipeline_dir import (
     PIPELINES,
     check_directory,
@@ -91,21 +91,15 @@ def load_pipeline(
 
     directory = Path(directory)
     index = check_directory(directory)
-    try:
-        with quiet_libraries():  # the class, too: diffusers imports it when it is asked for
-            library: Any = diffusers if hasattr(diffusers, index["_class_name"]) else vdmini_core
-            pipeline = getattr(library, index["_class_name"]).from_pretrained(
-                directory,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                **_networks(directory, index, dtype),
-            )
-    except ModelError:
-        raise
-    except Exception as error:  # configs from outside: the classes raise whatever comes of them
-        first = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ModelError(f"{directory} cannot be loaded", found=first, fix="check its files") from error
+    with quiet_libraries(), readable(directory):  # diffusers imports a class when it is asked for
+        library: Any = diffusers if hasattr(diffusers, index["_class_name"]) else vdmini_core
+        pipeline = getattr(library, index["_class_name"]).from_pretrained(
+            directory,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            **_networks(directory, index, dtype),
+        )
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
