@@ -7,7 +7,8 @@ more steps than the time allows; it is told to stop (SIGTERM) when the time is o
 second apart, the driver's and each worker's memory of their own (RssAnon), open files and processor time are
 read beside the number of steps done. Within a step memory rises by activations, so after a warm-up the least
 of each of forty stretches of steps is taken; a line through those, with its standard error: at most 1 MB
-per 1,000 steps. Open files may not grow. Pace is processor seconds of a worker a step,
+per 1,000 steps. Open files may not grow (medians of the first and the last third, as a checkpoint opens some
+for a moment). Pace is processor seconds of a worker a step,
 the last third against the first, over those of a matrix product that this process makes beside it: programs
 on the other core add to both, as caches and memory are shared. Checkpoints, students
 beside them, validations and sample videos are part of it, as in any run. Called again within the workspace
@@ -168,7 +169,7 @@ def judge(samples: list[dict[str, Any]]) -> dict[str, Any]:
             "mb_per_1000_steps": round(slope, 4),
             "standard_error": round(error, 4),
             "mb": [round(float(series["mb"].min()), 1), round(float(series["mb"].max()), 1)],
-            "files": [int(series["files"][:third].max()), int(series["files"][-third:].max())],
+            "files": [float(np.median(part)) for part in (series["files"][:third], series["files"][-third:])],
             "cpu_s_per_step": [round(p, 4) for p in pace],
             "yardstick_s": [round(float(y), 6) for y in yards],
         }
@@ -236,7 +237,7 @@ def section(found: dict[str, Any], minutes: float) -> dict[str, Any]:
             else "",
             "resident, MB per 1,000 steps": f"{part['mb_per_1000_steps']} ± {part['standard_error']}",
             "MB": f"{part['mb'][0]} to {part['mb'][1]}",
-            "open files, first and last third": "{} and {}".format(*part["files"]),
+            "open files, first and last third": "{:g} and {:g}".format(*part["files"]),
             "processor s a step, first and last third": "{} and {}".format(*part["cpu_s_per_step"]),
         }
         for name, part in found.items()
