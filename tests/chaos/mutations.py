@@ -48,6 +48,10 @@ HEAD = {
 }
 
 
+# A mutation that is no longer a program fails every test, and shows nothing.
+BROKEN = ("NameError:", "SyntaxError:", "IndentationError:", "UnboundLocalError:")
+
+
 class Outcomes:
     """Pytest plugin: what became of each test that ran."""
 
@@ -57,7 +61,8 @@ class Outcomes:
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when == "call" or report.failed:
             name = report.nodeid if report.when == "call" else f"{report.when} of {report.nodeid}"
-            self.found[name] = report.outcome
+            broken = report.failed and any(name in str(report.longrepr) for name in BROKEN)
+            self.found[name] = "broken" if broken else report.outcome
 
 
 def lost_guards(root: Path = ROOT) -> list[str]:

@@ -76,8 +76,8 @@ def load_part(folder: Path, cls: Any, stem: str, dtype: torch.dtype, *, exact: b
 def readable(place: Path) -> Iterator[None]:
     """Files are anyone's, and classes raise whatever comes of them: said as one error.
 
-    The hub is not asked meanwhile: diffusers and transformers do where a config makes them, `local_files_only`
-    or not.
+    The hub is not asked meanwhile: diffusers and transformers do where a config makes them, told to take
+    local files alone or not.
     """
     from huggingface_hub import constants
 
