@@ -34,7 +34,9 @@ TOKENIZER_KEYS = frozenset({"vocab", "merges", "init_inputs", "tokenizer_object"
 KERNEL_KEY = re.compile(r".*_implementation(_internal)?")
 LAYERS_KEY = re.compile(r".*layers(_per_block)?|depth|num_blocks")
 MAX_LAYERS = 1000  # of one kind; the largest video models have some sixty
-TABLE_KEY = re.compile(r"num_train_timesteps|.*max_seq_len|max_position_embeddings|sample_.*|image_size|extra_ids")
+TABLE_KEY = re.compile(
+    r"num_train_timesteps|.*max_seq_len|max_position_embeddings|sample_.*|image_size|extra_ids"
+)
 MAX_ROWS = 2**20  # of schedules and positions; schedulers have 1,000, text encoders some 130,000
 ADAPTER = "adapter_config.json"  # names another model, which transformers would load in its place
 
