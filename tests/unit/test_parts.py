@@ -16,6 +16,7 @@ from vdmini_core.errors import ModelError
 from vdmini_core.models import parts, registry
 from vdmini_core.models.pipeline_dir import read_index
 from vdmini_core.models.registry import load_pipeline, load_settings, save_pipeline
+from vdmini_core.teacher.dit_architecture import build_dit_pipeline
 from vdmini_core.teacher.text_architecture import build_text_pipeline
 
 
@@ -52,10 +53,6 @@ def lacking(part: str, stem: str) -> Callable[[Path], None]:
     return change
 
 
-def wide_beyond_measure(folder: Path) -> None:
-    edit(folder / "image_encoder" / "config.json", intermediate_size=10**12)
-
-
 def left_over(folder: Path) -> None:
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     save_file(load_file(path) | {"another.weight": torch.zeros(1)}, path, {"format": "pt"})
@@ -71,7 +68,6 @@ def left_over(folder: Path) -> None:
         lacking("vae", "diffusion_pytorch_model"),
         lacking("image_encoder", "model"),
         left_over,
-        wide_beyond_measure,
     ],
 )
 def test_weights_that_are_not_those_of_the_config_are_refused(
@@ -111,16 +107,29 @@ def test_words_from_elsewhere_do_not_come_into_what_is_saved(tmp_path: Path) -> 
 
 def test_the_hub_is_not_asked_while_a_pipeline_loads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A repository's name in place of a config, as if nobody had looked at it."""
+    asked = []
 
-    def asked(*_: Any, **__: Any) -> None:
-        raise AssertionError("the network was asked")
+    def ask(*given: Any, **__: Any) -> None:
+        asked.append(given)
+        raise OSError("no network in tests")
 
     monkeypatch.setattr(registry, "check_directory", read_index)
     monkeypatch.setattr(parts, "demand_filled", lambda *_: None)
-    monkeypatch.setattr("socket.getaddrinfo", asked)
+    monkeypatch.setattr("socket.getaddrinfo", ask)
     (folder / "unet" / "config.json").write_text('"owner/model"')
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_pipeline(folder)
+    assert not asked
+
+
+def test_tables_larger_than_the_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are held to their file; tables of positions are made, and are as large as the config says."""
+    save_pipeline(build_dit_pipeline(0), tmp_path, None)
+    load_pipeline(tmp_path)
+    monkeypatch.setattr(parts, "TABLES", 2**16)
+    edit(tmp_path / "transformer" / "config.json", rope_max_seq_len=2**16)
+    with pytest.raises(ModelError, match="not those of its config"):
+        load_pipeline(tmp_path)
 
 
 def test_settings_of_configs_that_make_no_model_are_refused(folder: Path) -> None:
