@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import svd_toys as toys
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from vdmini_core.errors import ModelError
@@ -120,6 +121,19 @@ def test_the_hub_is_not_asked_while_a_pipeline_loads(folder: Path, monkeypatch: 
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_pipeline(folder)
     assert not asked
+
+
+def test_the_hub_is_there_again_afterwards_whichever_thread_is_last(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    first, second = parts.readable(folder), parts.readable(folder)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert constants.HF_HUB_OFFLINE
+    second.__exit__(None, None, None)
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_tables_larger_than_the_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

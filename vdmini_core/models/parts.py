@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,11 +80,9 @@ def readable(place: Path) -> Iterator[None]:
     The hub is not asked meanwhile: diffusers and transformers do where a config makes them, told to take
     local files alone or not.
     """
-    from huggingface_hub import constants
-
-    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
-        yield
+        with _hub.left_alone():
+            yield
     except Exception as error:
         if isinstance(error, VDMiniError) or of_the_machine(error):
             raise
@@ -94,8 +93,33 @@ def readable(place: Path) -> Iterator[None]:
             found=first[:300],
             fix="download it again; if it stays so, its files do not belong together",
         ) from error
-    finally:
-        constants.HF_HUB_OFFLINE = offline
+
+
+class _Hub:
+    """The library's own switch, which is one for the process: threads may load at once."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = threading.Lock(), 0, False
+
+    @contextmanager
+    def left_alone(self) -> Iterator[None]:
+        from huggingface_hub import constants
+
+        with self.lock:
+            if not self.users:
+                self.before = constants.HF_HUB_OFFLINE
+            self.users += 1
+            constants.HF_HUB_OFFLINE = True
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    constants.HF_HUB_OFFLINE = self.before
+
+
+_hub = _Hub()
 
 
 def demand_filled(folder: Path, cls: Any, files: list[Path]) -> None:
