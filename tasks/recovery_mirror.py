@@ -120,7 +120,7 @@ class CheckpointMirror:
             self.send()
 
     def send(self) -> bool:
-        """Send the newest whole checkpoint unless it was sent; older ones there go. False where it failed."""
+        """Send the newest whole checkpoint unless it was sent; older and torn ones there go. False where it failed."""
         found = newest_checkpoint(self.storage)
         if found is None or found.name == self._sent:
             return True
@@ -129,8 +129,9 @@ class CheckpointMirror:
             for path in self._files(found):
                 self._client.upload_file(str(path), self._bucket, self._key(found, path))
             stored = self._stored()
-            oldest_kept = sorted(_whole(stored))[-KEPT:][0]
-            for name in sorted(name for name in stored if name < oldest_kept):
+            kept = sorted(_whole(stored))[-KEPT:]
+            # A torn one goes as well, which a kill left and a later one overtook.
+            for name in sorted(name for name in stored if name < found.name and name not in kept):
                 for item in sorted(stored[name], key=lambda item: not item.name.endswith(COMPLETE)):
                     self._client.delete_object(Bucket=self._bucket, Key=f"{self._prefix}/{item.name}")
         except FileNotFoundError:

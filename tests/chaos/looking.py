@@ -58,12 +58,13 @@ def problems_of(story: Story, reference: Path, model: str = "vdmini-nano") -> li
         found = [{"kind": kind, "what": what} for kind, what in _told_by_the_flow(story)]
     except subprocess.TimeoutExpired as error:
         return [{"kind": "hung", "what": str(error)}]
-    root = story.root
+    story.wait_for_their_end()  # files of a process that is just ending go with it
+    root, left = story.root, story.left()
     checks = [_outputs(root, reference), _strays(story, reference), _registry(root, model), _cache(root)]
     if story.store is not None:
         checks.append(_checkpoints(story.stored))
     found += [{"kind": kind, "what": what} for check in checks for kind, what in check]
-    if left := story.left():
+    if left:
         found.append({"kind": "hung", "what": f"{len(left)} processes are still there"})
     return found
 

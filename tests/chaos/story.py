@@ -229,7 +229,7 @@ class Story:
             finally:
                 kill_tree(self.mark)
                 process.wait()
-                self._wait_for_their_end()
+                self.wait_for_their_end()
         done.said = log.read_text(errors="replace")[-3000:]
         return done
 
@@ -237,7 +237,7 @@ class Story:
         """Processes that are still there."""
         return tree(self.mark)
 
-    def _wait_for_their_end(self) -> None:
+    def wait_for_their_end(self) -> None:
         # SIGKILL is only sent: on a busy machine a process with much memory takes its time to be gone.
         deadline = time.monotonic() + PARTING_S
         while self.left() and time.monotonic() < deadline:

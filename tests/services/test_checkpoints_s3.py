@@ -77,6 +77,18 @@ def test_another_machine_goes_on_from_the_last_whole_one(store: Path, tmp_path: 
     assert sum(f"came from s3://runs/{tmp_path.name}/key" in note for note in notes) == 1
 
 
+def test_a_torn_one_that_was_overtaken_goes(store: Path, tmp_path: Path) -> None:
+    """Killed while 4 was sent, and started again from what is on the disk: 6 is the newest whole one then."""
+    mirror = mirror_of(tmp_path, [])
+    for step in (2, 4):
+        saved(tmp_path, step)
+        assert mirror.send()
+    (store / checkpoint_name(4) / COMPLETE).unlink()
+    saved(tmp_path, 6)
+    assert mirror_of(tmp_path, []).send()
+    assert sorted(path.name for path in store.iterdir()) == [checkpoint_name(2), checkpoint_name(6)]
+
+
 def test_they_go_while_the_run_goes_on_and_the_last_one_at_its_end(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
