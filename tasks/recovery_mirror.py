@@ -120,7 +120,7 @@ class CheckpointMirror:
             self.send()
 
     def send(self) -> bool:
-        """Send the newest whole checkpoint unless it was sent; older and torn ones there go. False where it failed."""
+        """Send the newest whole checkpoint once; older and torn ones there go. False where it failed."""
         found = newest_checkpoint(self.storage)
         if found is None or found.name == self._sent:
             return True
