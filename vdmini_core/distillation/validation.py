@@ -57,16 +57,19 @@ class Examiner:
         return damage(latents, clips, rows, self._extractors)
 
     def write_films(self, student: nn.Module, count: int, folder: Path, step: int) -> list[Path]:
-        """Write `film_name(step, clip)`, teacher and student side by side, each whole or not at all."""
+        """Write `film_name(step, clip)`, teacher and student side by side, each whole or not at all.
+
+        The first one comes into its place last: where it is, all are.
+        """
         _, clips = self.sample(student, count)
         folder.mkdir(parents=True, exist_ok=True)
         written = []
         for index, clip in enumerate(clips):
             films = {"teacher": self.inputs.clips[index].cpu().numpy(), f"student, step {step}": clip.numpy()}
             written.append(folder / film_name(step, index))
-            partial = written[-1].with_name(f".{written[-1].name}.tmp")
-            write_mp4(partial, side_by_side(films), self.inputs.settings.fps)
-            partial.replace(written[-1])
+            write_mp4(_partial(written[-1]), side_by_side(films), self.inputs.settings.fps)
+        for film in reversed(written):
+            _partial(film).replace(film)
         return written
 
     @cached_property
@@ -74,3 +77,7 @@ class Examiner:
         from vdmini_core.metrics import load_extractor
 
         return {name: load_extractor(name, device=self.device) for name in COLUMNS}
+
+
+def _partial(film: Path) -> Path:
+    return film.with_name(f".{film.name}.tmp")
