@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.stage import StageJob, StageOutcome
-from vdmini_core.artifacts import read_json
+from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.errors import TrainingError
 from vdmini_core.storage_errors import storage_error
 
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from vdmini_core.distillation.guards import History
 
 POLL_S = 0.5
+BEGUN = "begun.json"
 KEPT_CHECKPOINTS = 2
+# The others wait in a collective while rank 0 samples and measures; a lost worker is seen by Ray at once.
+PATIENCE_S = 6 * 3600
 TAIL = 0.1  # share of the last steps over which the final terms are averaged
 # Read by Ray when its parts are imported or started; what the user has set stays.
 RAY_SETTINGS = {
@@ -77,7 +80,7 @@ def recover(job: StageJob, depth: Depth) -> StageOutcome:
     from tasks.recovery_checkpoints import clear_outboxes, newest_checkpoint, read_rows, step_of
     from tasks.recovery_cost import check_memory
     from tasks.recovery_mirror import checkpoint_mirror
-    from tasks.recovery_view import kept_metrics, read_history
+    from tasks.recovery_view import bring_best_back, kept_metrics, read_history
     from tasks.recovery_watch import STORAGE
     from tasks.recovery_worker import end_leftovers
     from vdmini_core.distillation.optim import adamw8bit
@@ -93,11 +96,14 @@ def recover(job: StageJob, depth: Depth) -> StageOutcome:
     if mirror:
         mirror.fetch()
     found = newest_checkpoint(storage)
+    if found is not None:
+        bring_best_back(job, found, depth)
     resumed = step_of(found)
     started = time.perf_counter()
     if resumed < job.params.distill.steps:
         if resumed:
-            job.monitor.note(f"distill went on from step {resumed}")
+            job.monitor.note(f"distill went on from step {resumed}{_with_others(job)}")
+        write_json(job.work / BEGUN, _split_over(job))
         with _ray_settings(), mirror.running() if mirror else nullcontext():
             fit(job, spec, storage, found)
     found = newest_checkpoint(storage)
@@ -114,6 +120,22 @@ def recover(job: StageJob, depth: Depth) -> StageOutcome:
     timing = timing_of(job, seconds, job.params.distill.steps - resumed)
     kept = kept_metrics(history, history.kept(job.params.distill))
     return outcome(job, rows, timing, {"depth": depth, **kept, **decoder})
+
+
+def _split_over(job: StageJob) -> dict[str, int]:
+    """What decides how a batch is summed up, and so the last bits of a step."""
+    params = job.params.distill
+    return {"workers": params.workers, "accumulation": params.accumulation}
+
+
+def _with_others(job: StageJob) -> str:
+    """What to say where the steps before were computed by another number of workers."""
+    path = job.work / BEGUN
+    before, now = read_json(path) if path.is_file() else {}, _split_over(job)
+    other = [
+        f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]
+    ]
+    return f" ({', '.join(other)}: the same training but for rounding)" if other else ""
 
 
 def make_spec(job: StageJob, depth: Depth = "full") -> RecoverySpec:
@@ -155,6 +177,7 @@ def fit(job: StageJob, spec: RecoverySpec, storage: Path, found: Path | None) ->
     (job.work / "failed.json").unlink(missing_ok=True)
     (job.work / STARTS).unlink(missing_ok=True)
     with ray_session(num_cpus=job.params.distill.workers):
+        _demand_the_clusters_device(job)
         trainer = make_trainer(job, spec, storage)
         with passed_on(job.work):
             _watch(job, trainer.fit)
@@ -162,6 +185,27 @@ def fit(job: StageJob, spec: RecoverySpec, storage: Path, found: Path | None) ->
     if (job.work / "failed.json").exists():
         raise TrainingError(**read_json(job.work / "failed.json"))
     raise_if_stopped(job.work, job.params.distill.steps)
+
+
+def _demand_the_clusters_device(job: StageJob) -> None:
+    """Refuse to train on the CPUs of a cluster with GPUs because its driver has none.
+
+    Raises:
+        TrainingError: then.
+    """
+    import ray
+
+    from tasks.models import device_of
+
+    asked = (job.params.base.device, device_of(job))
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if os.environ.get("RAY_ADDRESS") and asked == ("auto", "cpu") and gpus:
+        raise TrainingError(
+            "base.device: auto means the driver's device, and the driver has no GPU",
+            expected="a driver on a node with a GPU, as it encodes, samples and measures too",
+            found=f"no GPU here, {gpus:g} in the cluster",
+            fix="start the run on a node with a GPU, or set base.device to cpu to train on CPUs",
+        )
 
 
 def make_trainer(job: StageJob, spec: RecoverySpec, storage: Path) -> Any:
@@ -185,7 +229,7 @@ def make_trainer(job: StageJob, spec: RecoverySpec, storage: Path) -> Any:
     return trainer(
         recover,
         train_loop_config=spec.to_dict(),
-        torch_config=RecoveryTorchConfig(backend="nccl" if share == 1 else "gloo"),
+        torch_config=RecoveryTorchConfig(backend="nccl" if share == 1 else "gloo", timeout_s=PATIENCE_S),
         scaling_config=ray_config.ScalingConfig(
             num_workers=(params.min_workers, params.workers) if params.min_workers else params.workers,
             use_gpu=gpu,
@@ -260,11 +304,22 @@ def _watch(job: StageJob, train: Callable[[], Any]) -> None:
     if raised:
         if plain := storage_error(raised[0]):
             raise plain from raised[0]
+        if any(words in str(raised[0]).lower() for words in ("out of memory", "low on memory")):
+            raise TrainingError(
+                "the recovery's workers ran out of memory",
+                found=_last_line(raised[0]),
+                fix="`vdmini distill --dry-run` counts what they need and names what would make it fit: "
+                "distill.accumulation, activation_checkpointing, precision or parallel: fsdp2",
+            ) from raised[0]
         raise TrainingError(
             "the recovery's workers failed",
-            found=str(raised[0]).strip().split("\n")[-1],
+            found=_last_line(raised[0]),
             fix="run again: it goes on from the last checkpoint; distill.max_failures allows more failures",
         ) from raised[0]
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[-1]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from vdmini_core.artifacts import digest_of, read_json, write_json
 from vdmini_core.distillation.guards import History
 from vdmini_core.errors import VDMiniError
 
-STATE, LOSSES, COMPLETE = "state.pt", "losses.jsonl", "complete.json"
+STATE, LOSSES, BEST, COMPLETE = "state.pt", "losses.jsonl", "best.safetensors", "complete.json"
 LOOK_S = 0.02
 
 
@@ -112,16 +112,35 @@ def save_checkpoint(
     folder: Path,
     history: History,
     more: dict[str, int] | None = None,
+    best: Path | None = None,
 ) -> None:
     """Write state, curve and history so far, and the sizes by which a torn copy is told from a whole one.
 
-    `more`: sizes of other files that belong to the checkpoint.
+    Args:
+        state: of the recovery.
+        curve: its losses so far.
+        folder: an empty one.
+        history: up to this step.
+        more: sizes of other files that belong to the checkpoint.
+        best: weights of the best student, where it is one of an earlier step: they come along, so that a
+            machine that has the checkpoint alone can keep it.
     """
     torch.save(state, folder / STATE)
     curve.copy_to(folder / LOSSES)
     write_json(folder / HISTORY, history.to_dict())
-    sizes = {name: (folder / name).stat().st_size for name in (STATE, LOSSES, HISTORY)}
+    if best is not None:
+        link_or_copy(best, folder / BEST)
+    names = (STATE, LOSSES, HISTORY, *([BEST] if best is not None else []))
+    sizes = {name: (folder / name).stat().st_size for name in names}
     write_json(folder / COMPLETE, {"step": state["step"], "sizes": {**sizes, **(more or {})}})
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same bytes without a copy where both lie on one file system; neither is ever written to again."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def is_complete(folder: Path) -> bool:

@@ -18,7 +18,9 @@ from vdmini_core.params import DistillParams
 SHARDS = "shards"
 
 
-def write_parts(recovery: RecoveryStep, curve: LossCurve, rank: int, history: History, folder: Path) -> None:
+def write_parts(
+    recovery: RecoveryStep, curve: LossCurve, rank: int, history: History, best: Path | None, folder: Path
+) -> None:
     """Write this worker's parts; all workers call it.
 
     The list of sizes that makes a checkpoint complete names the files of all workers: a folder that lacks
@@ -30,7 +32,7 @@ def write_parts(recovery: RecoveryStep, curve: LossCurve, rank: int, history: Hi
     dist.all_gather_object(everyone, sizes)
     if rank == 0:
         parts = {name: count for each in everyone for name, count in each.items()}
-        save_checkpoint(rest, curve, folder, history, parts)
+        save_checkpoint(rest, curve, folder, history, parts, best)
 
 
 def restore(recovery: RecoveryStep, folder: Path) -> None:

@@ -7,7 +7,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.recovery_watch import HISTORY, INPUTS, SAMPLES, STARTS, student_folder
+from tasks.recovery_watch import (
+    HISTORY,
+    INPUTS,
+    SAMPLES,
+    STARTS,
+    export_student,
+    student_folder,
+    weights_file,
+)
 from tasks.stage import StageJob
 from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.distillation.discriminator import BLIND
@@ -15,6 +23,8 @@ from vdmini_core.distillation.guards import History, film_name
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from vdmini_core.distillation.depth import Depth
 
 
 def prepare_held_out(job: StageJob) -> None:
@@ -88,19 +98,35 @@ def note_restarts(job: StageJob) -> None:
         )
 
 
+def bring_best_back(job: StageJob, checkpoint: Path, depth: Depth) -> None:
+    """Write the best student so far as a pipeline directory again where only its checkpoint came here."""
+    from safetensors.torch import load_file
+
+    from tasks.recovery_checkpoints import BEST, step_of
+    from tasks.recovery_shards import load_averaged
+    from vdmini_core.models.denoiser import load_denoiser
+
+    params = job.params.distill
+    step = read_history(checkpoint).best(params.select_by) if params.select == "best" else None
+    if step is None or student_folder(job.work, step).is_dir():
+        return
+    source = job.artifact("prune") / "student"
+    if step == step_of(checkpoint):
+        denoiser = load_denoiser(source)
+        load_averaged(checkpoint, denoiser, params.model_copy(update={"depth": depth}))
+        weights = denoiser.state_dict()
+    else:
+        weights = load_file(checkpoint / BEST)
+    export_student(weights, source.resolve(), student_folder(job.work, step))
+
+
 def load_kept(job: StageJob, history: History, denoiser: nn.Module) -> int:
     """Put the weights that `distill.select` keeps into `denoiser`, which holds the last ones; their step."""
     from safetensors.torch import load_file
 
-    from vdmini_core.models.denoiser import WEIGHTS
-    from vdmini_core.models.registry import family_of
-
     step = history.kept(job.params.distill)
     if step != history.saved:
-        folder = student_folder(job.work, step)
-        denoiser.load_state_dict(
-            load_file(folder / family_of(folder).denoiser_name / f"{WEIGHTS}.safetensors")
-        )
+        denoiser.load_state_dict(load_file(weights_file(student_folder(job.work, step))))
         job.monitor.note(f"distill keeps the student of step {step}, the best of those measured")
     return step
 

@@ -26,6 +26,7 @@ from vdmini_core.distillation.depth import merged_weights
 from vdmini_core.distillation.guards import History
 from vdmini_core.distillation.memory_in_use import memory_in_use
 from vdmini_core.distillation.recovery_step import RecoveryStep
+from vdmini_core.distillation.sharding import whole_state
 from vdmini_core.distillation.utilisation import step_flops
 from vdmini_core.errors import VDMiniError
 from vdmini_core.models.base import SamplingSettings
@@ -54,10 +55,15 @@ def student_folder(work: Path, step: int) -> Path:
     return work / STUDENTS / f"step-{step:08d}"
 
 
-def averaged_weights(recovery: RecoveryStep) -> dict[str, Tensor]:
-    """The whole state of the averaged student; every worker calls it."""
-    if recovery.sharded:
-        return dict(recovery.recovered().state_dict())
+def weights_file(student: Path) -> Path:
+    """The denoiser's weights in a pipeline directory of `export_student`."""
+    return student / family_of(student).denoiser_name / f"{WEIGHTS}.safetensors"
+
+
+def averaged_weights(recovery: RecoveryStep, rank: int) -> dict[str, Tensor]:
+    """The whole state of the averaged student on rank 0; every worker calls it."""
+    if recovery.skeleton is not None:
+        return whole_state(recovery.skeleton, recovery.ema.tensors, keep=rank == 0)
     state = {**recovery.student.state_dict(), **recovery.ema.tensors}
     return merged_weights(recovery.student, state) if recovery.params.depth == "lora" else state
 
@@ -99,14 +105,14 @@ class Watch:
         every = self.recovery.params.sample_every
         if not every or self.recovery.step_count % every or not self.recovery.params.sample_clips:
             return
-        weights = averaged_weights(self.recovery)
+        weights = averaged_weights(self.recovery, self.rank)
         if self.rank == 0:
             count, step = self.recovery.params.sample_clips, self.recovery.step_count
             self.examiner.write_films(self._student(weights), count, self.work / SAMPLES, step)
 
     def before_checkpoint(self) -> None:
         """Measure the averaged student where it is time, and write it as a pipeline directory."""
-        weights = averaged_weights(self.recovery)
+        weights = averaged_weights(self.recovery, self.rank)
         if self.rank:
             return
         step = self.recovery.step_count
@@ -122,6 +128,14 @@ class Watch:
         if self.rank == 0:
             drop_students(self.work, self.recovery.params.select_by, self.history)
             self.tell()
+
+    def best_weights(self) -> Path | None:
+        """File of the best student so far; None where it is the present one, or the best is not kept."""
+        params = self.recovery.params
+        step = self.history.best(params.select_by) if params.select == "best" else None
+        if self.rank or step is None or step == self.recovery.step_count:
+            return None
+        return weights_file(student_folder(self.work, step))
 
     def _validation_due(self) -> bool:
         step, params = self.recovery.step_count, self.recovery.params

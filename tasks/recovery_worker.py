@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -111,6 +112,10 @@ def train_worker(config: dict[str, Any]) -> None:
         with learning(work, rank):
             while (broken := attempt(spec, place, broken)) is not None:
                 place.outbox.wait()
+                # FSDP2's hooks hold the broken attempt in circles; the next one needs its memory
+                gc.collect()
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
                 meet(world)
     except TrainingError as error:
         if rank == 0:
@@ -228,10 +233,10 @@ def train_loop(
             if watch.checkpoint_due():
                 watch.before_checkpoint()
                 history.saved = recovery.step_count
-                report(recovery, curve, place, history, notice)
+                report(recovery, curve, place, history, watch.best_weights(), notice)
                 watch.after_checkpoint()
             elif notice:
-                report(recovery, curve, place, history, notice)
+                report(recovery, curve, place, history, watch.best_weights(), notice)
             if notice:
                 place.notices.leave(notice, recovery.step_count)
                 return
@@ -249,9 +254,12 @@ def report(
     curve: LossCurve,
     place: Place,
     history: History,
+    best: Path | None,
     notice: Notice | None = None,
 ) -> None:
     """Send a checkpoint: rank 0's, or every worker's parts of it; a barrier, all call it equally often.
+
+    The weights of the `best` student so far come along where they are those of an earlier step.
 
     One that is saved because the workers have to leave (`notice`) is in storage when this comes back.
     """
@@ -259,9 +267,9 @@ def report(
     if recovery.sharded:
         from tasks.recovery_shards import write_parts
 
-        fill: Any = partial(write_parts, recovery, curve, place.rank, history)
+        fill: Any = partial(write_parts, recovery, curve, place.rank, history, best)
     elif place.rank == 0:
-        fill = partial(save_checkpoint, recovery.state_dict(), curve, history=history)
+        fill = partial(save_checkpoint, recovery.state_dict(), curve, history=history, best=best)
     else:
         fill = None
     place.outbox.send(curve.last, name, fill, stay=notice is not None)

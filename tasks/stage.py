@@ -87,6 +87,14 @@ STAGES: dict[str, StageSpec] = {
         StageSpec("promote", ("evaluate", "register"), ("base", "register", "promote"), "the gate"),
     )
 }
+# Parameters that say how a stage is carried out and not what it makes, as far as rounding goes: a run that a
+# kill or a failure has ended goes on from its scratch with others of these.
+CARRIED_OUT: dict[str, tuple[str, ...]] = {
+    "distill": (
+        *("workers", "min_workers", "max_failures", "rollbacks", "checkpoint_every"),
+        *("accumulation", "activation_checkpointing", "encode_workers", "keep_latents"),
+    )
+}
 # Stages whose latencies others read: without them they are run again rather than restored.
 TIMED = ("profile", "evaluate")
 # What DVC owns; register and promote act on the outside world and depend on the champion of the day.
@@ -231,7 +239,11 @@ def clear_finished(root: Path, stage: str) -> None:
 
 
 def _work_folder(root: Path, stage: str, inputs: dict[str, str], sections: dict[str, Any]) -> Path:
-    key = digest_of({"stage": stage, "inputs": inputs, "params": sections, "code": code_version()})
+    made_by = dict(sections)
+    if stage in CARRIED_OUT:
+        own = sections[stage]
+        made_by[stage] = {name: own[name] for name in own if name not in CARRIED_OUT[stage]}
+    key = digest_of({"stage": stage, "inputs": inputs, "params": made_by, "code": code_version()})
     return root / ".vdmini" / "work" / stage / key[:16]
 
 

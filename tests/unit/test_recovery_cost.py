@@ -191,6 +191,9 @@ def test_memory_there_minds_the_container(tmp_path: Path) -> None:
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("900000\n")
     (tmp_path / "sys/fs/cgroup/memory.current").write_text("100000\n")
     assert free_memory(tmp_path) == 800_000
+    # files that were read count as the container's, and go when the room is wanted
+    (tmp_path / "sys/fs/cgroup/memory.stat").write_text("anon 60000\ninactive_file 30000\n")
+    assert free_memory(tmp_path) == 830_000
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
     assert free_memory(tmp_path) == 1000 * 1024
 

@@ -18,9 +18,12 @@ from recovery_toys import toy_batches, toy_params, toy_step, toy_unet
 from torch import Tensor
 
 import tasks.recovery_worker as worker
-from tasks.recovery_checkpoints import is_complete, load_state, newest_checkpoint, read_rows
+from tasks.monitor import QuietMonitor
+from tasks.recovery_checkpoints import BEST, is_complete, load_state, newest_checkpoint, read_rows
 from tasks.recovery_stop import STOP, STOPPED, raise_if_stopped
+from tasks.recovery_view import bring_best_back, load_kept, read_history
 from tasks.recovery_watch import STORAGE, STUDENTS, checkpoint_name, student_folder
+from tasks.stage import StageJob
 from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.data.clip_source import as_source
 from vdmini_core.distillation.cost.devices import peak_flops
@@ -36,7 +39,7 @@ from vdmini_core.errors import ParamsError, TrainingError
 from vdmini_core.models.denoiser import load_denoiser
 from vdmini_core.models.flops import denoiser_flops
 from vdmini_core.models.registry import family_of, load_pipeline, load_settings, save_pipeline
-from vdmini_core.params import DistillParams, parse_params
+from vdmini_core.params import DistillParams, Params, parse_params
 from vdmini_core.profiling.sensitivity import prepare_inputs
 from vdmini_core.teacher.architecture import build_pipeline
 
@@ -273,6 +276,34 @@ def test_the_best_student_survives_a_kill_and_others_go(recover: Callable[..., P
     state = load_state(work / STORAGE / checkpoint_name(4))
     assert same(exported, {**state["student"], **state["ema"]["tensors"]})
     assert type(load_pipeline(student_folder(work, 1))).__name__ == "StableVideoDiffusionPipeline"
+
+
+def test_the_best_student_comes_along_with_its_checkpoint(
+    recover: Callable[..., Path], source: Path, tmp_path: Path
+) -> None:
+    """A machine that has the checkpoint alone writes it again: from what lies in it."""
+    options = {"validate_every": 1, "select": "best", "select_by": "paired_mse", "learning_rate": 1e-2}
+    (tmp_path / "artifacts" / "prune").mkdir(parents=True)
+    (tmp_path / "artifacts" / "prune" / "student").symlink_to(source / "same", target_is_directory=True)
+    params = Params.model_validate({"distill": options})
+    for steps in (4, 1):  # the best is of step 1: an earlier one, and the last
+        work = recover(f"best of {steps}", student="same", steps=steps, **options)
+        wanted = load_denoiser(student_folder(work, 1)).state_dict()
+        shutil.rmtree(work / STUDENTS)
+        found = newest_checkpoint(work / STORAGE)
+        assert found is not None and (found / BEST).is_file() == (steps == 4)
+        job = StageJob(tmp_path, params, tmp_path / "out", work, QuietMonitor())
+        bring_best_back(job, found, "full")
+        assert same(load_denoiser(student_folder(work, 1)).state_dict(), wanted), steps
+        assert [path.name for path in (work / STUDENTS).iterdir()] == ["step-00000001"]
+        denoiser = load_denoiser(source / "student")
+        assert load_kept(job, read_history(found), denoiser) == 1
+        assert steps == 1 or same(denoiser.state_dict(), wanted)
+
+
+def test_slices_of_a_batch_and_a_discriminator_go_together(recover: Callable[..., Path]) -> None:
+    _, rows, history = end_of(recover("slices", lambda_mca=1.0, accumulation=2, steps=1))
+    assert len(rows) == 1 and history.sight
 
 
 def test_sample_videos_and_live_figures(recover: Callable[..., Path]) -> None:

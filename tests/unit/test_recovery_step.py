@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from vdmini_core.distillation.data import RecoveryBatch, clip_indices
 from vdmini_core.distillation.discriminator import BLIND
+from vdmini_core.distillation.loss_watch import LossWatch
 from vdmini_core.distillation.losses import task_reconstruction
 from vdmini_core.distillation.optim import MovingAverage, rate_at, student_optimizer
 from vdmini_core.errors import TrainingError
@@ -182,6 +184,59 @@ def test_divergence_stops_with_advice() -> None:
     wild = batches.batch(1)
     with pytest.raises(TrainingError, match=r"diverged at step 2[\s\S]*learning_rate"):
         step.step(replace(wild, clean_BFChw=wild.clean_BFChw * 1e4))
+
+
+def test_a_loss_that_rises_and_stays_there_is_divergence_a_hard_level_is_not() -> None:
+    watch = LossWatch()
+    for step in range(1, 31):
+        watch.see(0.5 if step % 4 else 40.0, step)  # one level in four is hard
+    resumed = LossWatch(**json.loads(json.dumps(asdict(watch))))
+    told = []
+    for each in (watch, resumed):
+        with pytest.raises(
+            TrainingError, match=r"diverged at step 3\d[\s\S]*near 0\.5[\s\S]*found: +8"
+        ) as stopped:
+            for step in range(31, 60):
+                each.see(8.0, step)
+        told.append(str(stopped.value))
+    assert told[0] == told[1]
+    small = LossWatch()
+    for step, loss in enumerate((0.001, *[0.002] * 20, *[0.05] * 20), 1):
+        small.see(loss, step)  # a cut that hardly hurts: the levels drawn alone are as far apart
+
+
+def test_a_recovery_whose_loss_stays_far_above_its_best_is_stopped() -> None:
+    step = toy_step(toy_params(steps=60, lambda_mca=0, lambda_icd=0), shallow=True)
+    batches = toy_batches()
+    for index in range(12):
+        step.step(batches.batch(index))
+    with pytest.raises(TrainingError, match=r"diverged at step \d\d[\s\S]*learning_rate"):
+        for index in range(12, 40):
+            batch = batches.batch(index)
+            step.step(replace(batch, clean_BFChw=8 * batch.clean_BFChw))
+    assert step.step_count < 30
+
+
+def test_uneven_shares_of_workers_add_up_to_the_whole_batch() -> None:
+    """Three workers with 2, 2 and 1 of five clips, in slices or not; the heads' own loss too."""
+    batches = toy_batches(5)
+    found: dict[tuple[int, int], list[Tensor]] = {}
+    for world, slices in ((1, 1), (1, 2), (3, 1)):
+        total: list[Tensor] = []
+        for rank in range(world):
+            # what is averaged: the gradients of student and heads, and the terms
+            seen: list[Tensor] = []
+            params = toy_params(batch_size=5, workers=1, accumulation=1)
+            step = toy_step(
+                params, shallow=True, average=lambda tensors, to=seen: to.extend(map(Tensor.clone, tensors))
+            )
+            step.step(batches.batch(0, rank, world))
+            total = [a + b for a, b in zip(total, seen, strict=True)] if total else seen
+        found[world, slices] = [tensor / world for tensor in total]
+    assert [len(batches.batch(0, rank, 3).sigma_B) for rank in range(3)] == [1, 2, 2]
+    for case in ((1, 2), (3, 1)):
+        for one, whole in zip(found[case], found[1, 1], strict=True):
+            assert torch.allclose(one, whole, rtol=1e-3, atol=1e-6), case
 
 
 def test_a_backbone_that_leaves_its_noisy_input_alone_is_told_from_one_that_looks() -> None:

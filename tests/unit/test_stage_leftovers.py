@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tasks.project import change_params, lay_out
-from tasks.stage import clear_finished, run_stage
+from tasks.stage import CARRIED_OUT, _work_folder, clear_finished, run_stage, stage_params
 from vdmini_core.artifacts import read_json
 from vdmini_core.errors import VDMiniError
+from vdmini_core.params import load_params
 
 
 @pytest.fixture
@@ -58,3 +59,20 @@ def test_parameters_half_written_by_a_killed_process_go_with_the_next_change(roo
     (root / ".params.1.tmp").write_text("of a process that is there")
     change_params(root, assignments=("base.seed=3",))
     assert [path.name for path in root.glob(".params.*")] == [".params.1.tmp"]
+
+
+def test_how_a_recovery_is_carried_out_does_not_decide_where_it_goes_on(root: Path) -> None:
+    params = load_params(root / "params.yaml")
+
+    def scratch(**changes: object) -> Path:
+        sections = stage_params(params, "distill")
+        sections["distill"] |= changes
+        return _work_folder(root, "distill", {}, sections)
+
+    mine = scratch()
+    others = {"workers": 1, "max_failures": 9, "checkpoint_every": 3, "activation_checkpointing": True}
+    assert scratch(**others) == mine
+    made_by: dict[str, object]
+    for made_by in ({"steps": 7}, {"learning_rate": 1e-5}, {"batch_size": 8}, {"parallel": "fsdp2"}):
+        assert scratch(**made_by) != mine, made_by
+    assert set(CARRIED_OUT["distill"]) <= set(stage_params(params, "distill")["distill"])

@@ -98,3 +98,5 @@ def test_a_full_disk_of_a_recoverys_worker_is_said_as_such(monkeypatch: pytest.M
         distill._watch(job, partial(fail, "worker 0:\nI/O error: No space left on device (os error 28)"))
     with pytest.raises(TrainingError, match="the recovery's workers failed"):
         distill._watch(job, partial(fail, "killed"))
+    with pytest.raises(TrainingError, match=r"ran out of memory[\s\S]*--dry-run"):
+        distill._watch(job, partial(fail, "CUDA out of memory. Tried to allocate 20 GiB"))

@@ -34,7 +34,7 @@ class BatchesAhead:
         self._coming: dict[tuple[int, int], tuple[int, Future[RecoveryBatch]]] = {}
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> RecoveryBatch:
-        """Slice `rank` of `world` equal ones of the batch of step `step` (from 0), on the device."""
+        """Slice `rank` of `world` of the batch of step `step` (from 0), on the device."""
         began = time.perf_counter()
         guess, future = self._coming.pop((rank, world), (None, None))
         if future is None or guess != step:

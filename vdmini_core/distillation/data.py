@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ class RecoveryBatch:
         renoise_BFChw: unit noise for the discriminator's inputs, the same for fake and real.
         renoise_sigma_B: its level σ'.
         conditions: first frames and the like.
+        weight: its clips over those that a worker has on average: a mean over workers of means over clips,
+            weighted so, is the mean over all clips.
     """
 
     clean_BFChw: Tensor
@@ -65,11 +67,15 @@ class RecoveryBatch:
     renoise_BFChw: Tensor
     renoise_sigma_B: Tensor
     conditions: Conditions
+    weight: float = 1.0
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def to(self, device: torch.device | str) -> RecoveryBatch:
         """The same batch on another device."""
-        moved = {k: v.to(device) for k, v in vars(self).items() if k != "conditions"}
-        return RecoveryBatch(**moved, conditions=self.conditions.to(device))
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        return replace(self, **moved, conditions=self.conditions.to(device))
 
     def is_finite(self) -> bool:
         """Whether latents and conditions are; where they are not, no learning rate helps."""
@@ -77,19 +83,25 @@ class RecoveryBatch:
         return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
     def split(self, parts: int) -> list[RecoveryBatch]:
-        """Equal slices of the batch, in order; `parts` divides the number of clips."""
+        """Slices of the batch in order, as even as can be; single clips where it has fewer than `parts`.
+
+        Their weights add up to that of the batch.
+        """
+        clips = len(self.sigma_B)
+        parts = min(parts, clips)
         if parts == 1:
             return [self]
-        size = len(self.sigma_B) // parts
-        cuts = [slice(start, start + size) for start in range(0, parts * size, size)]
-        tensors = {name: value for name, value in vars(self).items() if name != "conditions"}
-        return [
-            RecoveryBatch(
-                **{name: tensor[cut] for name, tensor in tensors.items()},
-                conditions=self.conditions.slice(cut.start, cut.stop),
-            )
-            for cut in cuts
-        ]
+        return [self._slice(*_bounds(clips, part, parts)) for part in range(parts)]
+
+    def _slice(self, start: int, stop: int) -> RecoveryBatch:
+        cut: dict[str, Any] = {name: tensor[start:stop] for name, tensor in self._tensors().items()}
+        share = (stop - start) / len(self.sigma_B)
+        return replace(self, **cut, conditions=self.conditions.slice(start, stop), weight=self.weight * share)
+
+
+def _bounds(count: int, place: int, places: int) -> tuple[int, int]:
+    """From where to where share `place` of `places` goes, of `count` things."""
+    return place * count // places, (place + 1) * count // places
 
 
 def seed_of(*parts: int | str) -> int:
@@ -142,9 +154,8 @@ class RecoveryBatches:
     dropout: float = 0.0
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> RecoveryBatch:
-        """Slice `rank` of `world` equal ones of the batch of step `step` (from 0)."""
-        share = self.batch_size // world
-        slots = range(rank * share, (rank + 1) * share)
+        """Slice `rank` of `world` of the batch of step `step` (from 0), as even as can be."""
+        slots = range(*_bounds(self.batch_size, rank, world))
         index = clip_indices(self.seed, step, self.batch_size, len(self.data))[slots.start : slots.stop]
         levels = generator_of(self.seed, "levels", step)
         sigma_B = self.family.training_sigmas(self.settings, self.batch_size, levels)[
@@ -166,6 +177,7 @@ class RecoveryBatches:
                 _blank(rows.conditions, dropped_B),
                 None if guidance is None else guidance[slots.start : slots.stop],
             ),
+            weight=len(slots) * world / self.batch_size,
         )
 
     def _guidance(self, levels: torch.Generator) -> Tensor | None:

@@ -220,6 +220,6 @@ def total_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Ten
     return torch.stack(weighted).sum()
 
 
-def mean_terms(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of every term over equal slices of a batch."""
-    return {name: torch.stack([terms[name] for terms in parts]).mean() for name in parts[0]}
+def sum_terms(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Sum of every term over the slices of a batch, which are weighted already."""
+    return {name: torch.stack([terms[name] for terms in parts]).sum() for name in parts[0]}

@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -29,15 +30,16 @@ from vdmini_core.distillation.data import RecoveryBatch
 from vdmini_core.distillation.depth import open_student
 from vdmini_core.distillation.discriminator import DiscriminatorHeads, encode, encoder_points, sight
 from vdmini_core.distillation.feature_taps import feature_taps
+from vdmini_core.distillation.loss_watch import LossWatch
 from vdmini_core.distillation.losses import (
     feature_matching_loss,
     icd_loss,
     mca_discriminator_loss,
     mca_generator_loss,
-    mean_terms,
     paired_discriminator_loss,
     paired_generator_loss,
     r1_penalty,
+    sum_terms,
     task_reconstruction,
     total_loss,
 )
@@ -55,16 +57,13 @@ from vdmini_core.distillation.sharding import (
     shard_student,
     shard_teacher,
     skeleton_of,
-    whole_model,
+    whole_state,
 )
 from vdmini_core.distillation.terms import task_weights, term_names
 from vdmini_core.distillation.workers import Average
 from vdmini_core.errors import TrainingError
 from vdmini_core.models.base import Family, SamplingSettings
 from vdmini_core.params import DistillParams
-
-DIVERGED = 1000.0  # times the first task loss
-SMALL_LOSS = 0.01  # a cut that hardly hurts starts near nothing, from where the levels drawn alone are far
 
 
 class RecoveryStep:
@@ -122,7 +121,7 @@ class RecoveryStep:
         if mesh is not None:
             shard_student(student, mesh, params.precision)
             shard_teacher(teacher, mesh, params.precision, self.points)
-        self.step_count, self.first_task = 0, math.nan
+        self.step_count, self.loss_watch = 0, LossWatch()
         self.rate_scale = 1.0  # share of all learning rates, lowered after a rollback
         self.part_norms: dict[str, float] = {}  # of the last step's gradients, before clipping
         self.ema = MovingAverage(student, params.ema_decay)
@@ -168,7 +167,7 @@ class RecoveryStep:
         if self.head_optimizer is not None:
             self.head_optimizer.zero_grad(set_to_none=True)
         parts = batch.split(self.params.accumulation)
-        values = self._reduce(mean_terms([self._backward(part, len(parts)) for part in parts]))
+        values = self._reduce(sum_terms([self._backward(part) for part in parts]))
         self._check(values, batch)
         set_rate(self.optimizer, self.params.learning_rate * rate)
         self.optimizer.step()
@@ -179,18 +178,18 @@ class RecoveryStep:
         self.step_count += 1
         return {**values, "lr": self.params.learning_rate * rate}
 
-    def _backward(self, batch: RecoveryBatch, parts: int) -> dict[str, Tensor]:
-        """Leave the gradients of one of `parts` equal slices, scaled so that they add up to the mean."""
+    def _backward(self, batch: RecoveryBatch) -> dict[str, Tensor]:
+        """Leave the gradients of one slice; they and its terms are weighted so that they add up to means."""
         with self._precision(batch):
             terms, heads_losses = self.losses(batch)
         terms["total"] = total_loss(terms, self.weights())
-        (terms["total"] / parts).backward()
+        (terms["total"] * batch.weight).backward()
         if heads_losses:
             penalty = self.params.r1_gamma / 2 * terms["r1"] if "r1" in terms else 0.0
             # No head is in two of these losses: the sum leaves each its own gradient.
-            ((torch.stack([*heads_losses.values()]).sum() + penalty) / parts).backward()
+            ((torch.stack([*heads_losses.values()]).sum() + penalty) * batch.weight).backward()
             terms |= heads_losses
-        return {name: term.detach() for name, term in terms.items()}
+        return {name: term.detach() * batch.weight for name, term in terms.items()}
 
     def weights(self) -> dict[str, float]:
         """Weight of each term at the present step; the heads learn alone before `mca_start_step`."""
@@ -329,15 +328,7 @@ class RecoveryStep:
                 if spoilt
                 else "lower distill.learning_rate, or use distill.precision=fp32 where it was bf16",
             )
-        if math.isnan(self.first_task):
-            self.first_task = values["task"]
-        if values["task"] > DIVERGED * max(self.first_task, SMALL_LOSS):
-            raise TrainingError(
-                f"the recovery diverged at step {self.step_count + 1}",
-                expected=f"a task loss near {self.first_task:.3g}",
-                found=f"{values['task']:.3g}",
-                fix="lower distill.learning_rate or distill.max_grad_norm",
-            )
+        self.loss_watch.see(values["task"], self.step_count + 1)
 
     @property
     def sharded(self) -> bool:
@@ -345,9 +336,14 @@ class RecoveryStep:
         return self.skeleton is not None
 
     def recovered(self) -> nn.Module:
-        """A copy of the student with the averaged weights, in eval mode; with a mesh all workers call it."""
+        """A copy of the student with the averaged weights, in eval mode; with a mesh all workers call it.
+
+        One that was in parts is on the CPU.
+        """
         if self.skeleton is not None:
-            return whole_model(self.skeleton, self.ema.tensors).requires_grad_(False).eval()
+            model = copy.deepcopy(self.skeleton)
+            model.load_state_dict(whole_state(self.skeleton, self.ema.tensors), assign=True)
+            return model.requires_grad_(False).eval()
         model = copy.deepcopy(self.student).requires_grad_(False).eval()
         self.ema.copy_to(model)
         return model
@@ -359,7 +355,7 @@ class RecoveryStep:
         """
         return {
             "step": self.step_count,
-            "first_task": self.first_task,
+            "loss_watch": asdict(self.loss_watch),
             "student": self.student.state_dict(),
             "ema": {"tensors": self.ema.tensors, "updates": self.ema.updates},
             "optimizer": self.optimizer.state_dict(),
@@ -388,7 +384,7 @@ class RecoveryStep:
                 fix="delete the stage's scratch folder under .vdmini/work and start again",
             ) from error
         self.ema.updates = state["ema"]["updates"]
-        self.step_count, self.first_task = state["step"], state["first_task"]
+        self.step_count, self.loss_watch = state["step"], LossWatch(**state["loss_watch"])
 
 
 def _logits(heads: nn.Module, sigma_B: Tensor, features: list[Tensor]) -> list[Tensor]:

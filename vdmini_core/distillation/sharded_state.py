@@ -8,6 +8,7 @@ in the file's header, so that another number of workers can read it. What is sma
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.tensor import DTensor
 
+from vdmini_core.distillation.loss_watch import LossWatch
 from vdmini_core.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def save_sharded(recovery: RecoveryStep, folder: Path) -> dict[str, Any]:
     heads = recovery.head_optimizer
     return {
         "step": recovery.step_count,
-        "first_task": recovery.first_task,
+        "loss_watch": asdict(recovery.loss_watch),
         "ema_updates": recovery.ema.updates,
         "moments": _moments(recovery),
         "optimizer_steps": [_steps(recovery, parameter) for parameter in recovery.student.parameters()],
@@ -79,7 +81,7 @@ def load_sharded(recovery: RecoveryStep, folder: Path, rest: dict[str, Any]) -> 
             fix="delete the stage's scratch folder under .vdmini/work and start again",
         ) from error
     recovery.ema.updates = rest["ema_updates"]
-    recovery.step_count, recovery.first_task = rest["step"], rest["first_task"]
+    recovery.step_count, recovery.loss_watch = rest["step"], LossWatch(**rest["loss_watch"])
 
 
 def averaged_weights(folder: Path, student: nn.Module) -> dict[str, Tensor]:

@@ -99,12 +99,21 @@ def skeleton_of(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def whole_model(skeleton: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-    """A copy of `skeleton` with these weights, gathered; every worker has to call it."""
-    gathered = {name: whole(tensor).detach().clone() for name, tensor in tensors.items()}
-    model = copy.deepcopy(skeleton)
-    model.load_state_dict({**model.state_dict(), **gathered}, assign=True)
-    return model
+def whole_state(skeleton: nn.Module, tensors: dict[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
+    """The state of `skeleton` with these weights, gathered one by one, on the CPU; every worker calls it.
+
+    Args:
+        skeleton: of `skeleton_of`.
+        tensors: in parts, by their names in the skeleton.
+        keep: False on workers that have no use for it: they take part, and get an empty dictionary.
+    """
+    gathered = {}
+    for name, tensor in tensors.items():
+        gathered_one = whole(tensor).detach()  # on the device for no longer than this: the whole may not fit
+        if keep:
+            gathered[name] = gathered_one.to("cpu", copy=True)
+    rest = {name: tensor.cpu() for name, tensor in skeleton.state_dict().items() if not tensor.is_meta}
+    return {**rest, **gathered} if keep else {}
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -122,15 +122,15 @@ class DistillParams(Section):
     def _whole_batches(self) -> DistillParams:
         if self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}")
-        for workers in range(self.min_workers or self.workers, self.workers + 1):
-            named = f"workers {workers}" + (" (from min_workers on)" if workers < self.workers else "")
-            if self.batch_size % workers:
-                raise ValueError(f"batch_size {self.batch_size} is not a multiple of {named}")
-            if self.batch_size // workers % self.accumulation:
-                raise ValueError(
-                    f"a worker's share of {self.batch_size // workers} clips (batch_size / {named}) is not "
-                    f"a multiple of accumulation {self.accumulation}"
-                )
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of workers {self.workers}")
+        share = self.batch_size // self.workers
+        # Fewer workers (from min_workers on) have larger shares, even or not.
+        if share % self.accumulation:
+            raise ValueError(
+                f"a worker's share of {share} clips (batch_size / workers {self.workers}) is not a multiple "
+                f"of accumulation {self.accumulation}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -122,11 +122,21 @@ def free_memory(root: Path = Path("/")) -> int:
     if meminfo.is_file():  # the page cache can be had too
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
         free = int(lines.get("MemAvailable", f"{free // 1024} kB").split()[0]) * 1024
-    limit, used = (root / f"sys/fs/cgroup/memory.{name}" for name in ("max", "current"))
+    group = root / "sys/fs/cgroup"
     try:
-        return max(0, min(free, int(limit.read_text()) - int(used.read_text())))
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
     except (OSError, ValueError):  # no limit
         return free
+    return max(0, min(free, limit - used + _given_back(group / "memory.stat")))
+
+
+def _given_back(stat: Path) -> int:
+    """Bytes of a container's page cache that it loses before anything of it is killed."""
+    try:
+        counts = dict(line.split() for line in stat.read_text().splitlines())
+        return int(counts.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return 0
 
 
 def measure_speed(denoiser: Any, settings: SamplingSettings, kind: str, repeats: int = 3) -> float | None:

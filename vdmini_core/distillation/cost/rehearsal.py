@@ -78,7 +78,7 @@ class Choices:
     @property
     def clips(self) -> int:
         """Clips that one worker passes through the networks at a time."""
-        return max(1, self.batch // self.workers // self.accumulation)
+        return -(-self.batch // (self.workers * self.accumulation))
 
 
 @dataclass(frozen=True)
