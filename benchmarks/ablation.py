@@ -41,7 +41,7 @@ from pruning import COLOURS, Bench
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vdmini_core.artifacts import library_versions, read_json, write_json
+from vdmini_core.artifacts import code_version, library_versions, read_json, write_json
 from vdmini_core.data.clip_source import as_source
 from vdmini_core.data.procedural import ProceduralSpec, render_clips, split_seeds
 from vdmini_core.distillation.data import RecoveryBatches, seed_of
@@ -125,7 +125,8 @@ class Recoveries:
         if not (folder / "figures.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             rows, student = self.recover(run, params, folder, title)
-            write_json(folder / "figures.json", self.judge(student, folder) | last_terms(rows))
+            made = {"code": code_version()["digest"][:12]}  # one kept from older code says so
+            write_json(folder / "figures.json", self.judge(student, folder) | last_terms(rows) | made)
         figures: dict[str, Any] = read_json(folder / "figures.json")
         return figures | {"folder": folder.name}
 

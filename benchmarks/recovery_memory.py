@@ -105,7 +105,7 @@ def real_step(name: str, clips: int) -> tuple[RecoveryStep, RecoveryBatch]:
         teacher = UNetSpatioTemporalConditionModel.from_pretrained(folder, subfolder="unet")
     student = family.prune(teacher, plan.removed)
     shapes = meta_batch(family, on_meta, settings, clips)
-    parts = {k: torch.randn(v.shape) for k, v in vars(shapes).items() if k != "conditions"}
+    parts = {k: torch.randn(v.shape) for k, v in vars(shapes).items() if isinstance(v, torch.Tensor)}
     parts |= {k: torch.full((clips,), 2.0) for k in ("sigma_B", "renoise_sigma_B")}
     given = {k: torch.rand(v.shape) for k, v in shapes.conditions.tensors.items()}
     batch = RecoveryBatch(**parts, conditions=Conditions(given))

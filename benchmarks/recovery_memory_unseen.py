@@ -81,7 +81,7 @@ def measure(case: str, steps: int) -> dict[str, Any]:
     teacher: Any = cls.from_config(config).eval()
     student = family.prune(teacher, plan.removed)
     shapes = meta_batch(family, on_meta, settings, choices.batch)
-    parts = {k: torch.randn(v.shape) for k, v in vars(shapes).items() if k != "conditions"}
+    parts = {k: torch.randn(v.shape) for k, v in vars(shapes).items() if isinstance(v, torch.Tensor)}
     parts |= {k: torch.full((choices.batch,), 2.0) for k in ("sigma_B", "renoise_sigma_B")}
     given = {k: torch.rand(v.shape).to(v.dtype) for k, v in shapes.conditions.tensors.items()}
     batch = RecoveryBatch(**parts, conditions=Conditions(given))

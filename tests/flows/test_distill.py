@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -170,9 +172,9 @@ def test_fsdp2_told_to_stop_saves_the_step_and_goes_on_from_it(
         assert row == pytest.approx(other, abs=1e-4, rel=1e-3), row["step"]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A head that does no work and two nodes, each of which can carry the run alone."""
+@contextmanager
+def cluster_of(*cpus: int) -> Iterator[Cluster]:
+    """A head that does no work, and nodes."""
     # A node that refuses connections is given up after 1.5 s; one that is only slow is not.
     checks = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500}
     config = {**checks, "health_check_failure_threshold": 3}
@@ -182,18 +184,25 @@ def cluster() -> Iterator[Cluster]:
         head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": config},
     )
     try:
-        for _ in range(2):
-            add_node(nodes)
+        for count in cpus:
+            add_node(nodes, count)
         yield nodes
     finally:
         nodes.shutdown()
 
 
-def add_node(nodes: Cluster) -> None:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes, each of which can carry the run alone."""
+    with cluster_of(DISTILL["workers"], DISTILL["workers"]) as nodes:
+        yield nodes
+
+
+def add_node(nodes: Cluster, cpus: int) -> None:
     """Ray gives a node's agent 15 s to start, too few on a busy machine: it is asked up to three times."""
     for left in (2, 1, 0):
         try:
-            nodes.add_node(num_cpus=DISTILL["workers"])
+            nodes.add_node(num_cpus=cpus)
             return
         except Exception:
             if not left:
@@ -272,6 +281,34 @@ def test_sigkill_of_a_worker_the_driver_and_a_node_gives_the_same_bytes(
     assert any(note.startswith("distill went on from step") for note in notes)
     assert any(note.startswith("distill lost workers and started them again") for note in notes)
     assert children and not [pid for pid in children if running(pid)]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_fewer_workers_with_uneven_shares_go_on_when_a_node_is_lost(project: Path) -> None:
+    """Three workers with a clip each; then two, with one and two clips. One with three is the measure."""
+    root, told = project / "elastic", project / "elastic.json"
+    shutil.copytree(project / "artifacts", root / "artifacts")
+    changes = {**DISTILL, "batch_size": 3, "workers": 3, "min_workers": 1}
+    write_json(root / "params.yaml", {"base": {"threads": 1}, "distill": changes})
+    with cluster_of(2, 1) as nodes:
+        driver = start_stage(root, nodes.address, told)
+        try:
+            lines = wait_for(partial(reached_or_ended, root, EVERY + 1, driver), PATIENCE_S)
+            assert isinstance(lines, Path), "ended before a node was killed"
+            workers = [psutil.Process(read_json(p)["pid"]) for p in (lines.parent / "workers").glob("*.json")]
+            raylets = Counter(worker.parent() for worker in workers)
+            assert sorted(raylets.values()) == [1, 2]
+            next(raylet for raylet, count in raylets.items() if raylet and count == 1).kill()
+            assert driver.wait(timeout=PATIENCE_S) == 0
+        finally:
+            stop(driver)
+    notes = read_json(told)["notes"]
+    assert any(note.startswith("distill lost workers and started them again 1 time") for note in notes)
+    finish(project, "three", batch_size=3, workers=1)
+    wanted = read_rows(project / "three" / "out" / "losses.jsonl")
+    for row, other in zip(read_rows(root / "artifacts/distill/losses.jsonl"), wanted, strict=True):
+        assert row == pytest.approx(other, abs=1e-4, rel=1e-3), row["step"]
 
 
 def running(pid: int) -> bool:
