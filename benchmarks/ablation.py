@@ -6,7 +6,7 @@ terms: the shipped teacher, cut by the paper's recipe, learns by the task loss a
 with both (paper, Table 4; ICMD = both). own-task: the same where the task loss looks at real clips alone, as
 a base model's own does (the default also regresses to the teacher's answer). heads: discriminator heads that
 learn ten times faster. paired: own-task where fast heads judge pairs (`mca_loss`). deep: a cut to 0.4 of the
-FLOPs. few: 16 training clips for 256. lambdas: as the paper's Table 5, with the own task. recipes: `auto`,
+FLOPs; deep-paired: with paired heads. few: 16 training clips for 256. lambdas: as the paper's Table 5, with the own task. recipes: `auto`,
 `paper`, `magnitude`, `random` and `depgraph` at the FLOPs of the paper's cut, all with ICD and MCA. A seed is
 one of batches, noise and heads (of profiles and of `random` too); steps, rates and clips are the same for
 all. Students are judged as in `pruning.py`, and against real clips. Every finished run is kept in
@@ -72,7 +72,7 @@ HEADS = {"MCA": (0.0, 1.0), "MCA x 10": (0.0, 10.0), "ICD + MCA x 10": (0.1, 10.
 PAIRED = {"mca_loss": "paired"}
 RECIPES = ("auto", "magnitude", "random", "depgraph")
 COMPARED = ("paper", *RECIPES)
-TABLES = ("terms", "own-task", "heads", "paired", "lambdas", "deep", "few", "recipes")
+TABLES = ("terms", "own-task", "heads", "paired", "lambdas", "deep", "deep-paired", "few", "recipes")
 DEEP_RATIO = 0.4  # of the teacher's FLOPs, by `magnitude`, which needs no profile
 STRIP_CLIPS, STRIP_FRAMES = 2, 4
 
@@ -197,7 +197,7 @@ def runs(table: str, bench: Bench, seeds: int) -> list[Run]:
             } | {("paper", seed): paper for seed in every}
         both = TERMS["ICD + MCA"]
         return [Run(recipe, plans[recipe, seed], both, seed, {}) for seed in every for recipe in COMPARED]
-    deep = bench.plan("magnitude", DEEP_RATIO, 0, None, None) if table == "deep" else paper
+    deep = bench.plan("magnitude", DEEP_RATIO, 0, None, None) if table.startswith("deep") else paper
     tables: dict[str, tuple[dict[str, tuple[float, float]], Plan, dict[str, Any]]] = {
         "terms": (TERMS, paper, {}),
         "own-task": (TERMS, paper, OWN),
@@ -205,6 +205,7 @@ def runs(table: str, bench: Bench, seeds: int) -> list[Run]:
         "paired": (TERMS, paper, OWN | FAST_HEADS | PAIRED),
         "lambdas": (LAMBDAS, paper, OWN),
         "deep": (TERMS, deep, OWN),
+        "deep-paired": (TERMS, deep, OWN | FAST_HEADS | PAIRED),
         "few": (TERMS, paper, OWN),
     }
     arms, plan, changes = tables[table]
@@ -244,7 +245,7 @@ def verdicts(table: str, rows: list[dict[str, Any]], pruned: float) -> dict[str,
         order = [found[name] for name in ("ICD + MCA", "ICD", "MCA", "none")]
         checks["both < ICD < MCA < none"] = (order == sorted(order), found)
         checks["every term alone better than none"] = (max(found["ICD"], found["MCA"]) < found["none"], found)
-    if "ICD + MCA" in found and table != "deep":  # `pruned` is the paper's cut
+    if "ICD + MCA" in found and not table.startswith("deep"):  # `pruned` is the paper's cut
         kept = 1 - found["ICD + MCA"] / pruned
         checks["ICD + MCA keeps 90 % of the way to the teacher"] = (kept >= 0.9, kept)
     if table == "recipes":
