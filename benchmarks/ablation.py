@@ -6,13 +6,13 @@ terms: the shipped teacher, cut by the paper's recipe, learns by the task loss a
 with both (paper, Table 4; ICMD = both). own-task: the same where the task loss looks at real clips alone, as
 a base model's own does (the default also regresses to the teacher's answer). heads: discriminator heads that
 learn ten times faster. paired: own-task where fast heads judge pairs (`mca_loss`). deep: a cut to 0.4 of the
-FLOPs; deep-paired: with paired heads. few: 16 training clips for 256. lambdas: as the paper's Table 5, with the own task. recipes: `auto`,
-`paper`, `magnitude`, `random` and `depgraph` at the FLOPs of the paper's cut, all with ICD and MCA. A seed is
-one of batches, noise and heads (of profiles and of `random` too); steps, rates and clips are the same for
-all. Students are judged as in `pruning.py`, and against real clips. Every finished run is kept in
-`.bench/ablation/`, and one that was stopped goes on from its last checkpoint. Writes
-`benchmarks/results/ablation-TABLE-DATE.json` (with the steps in its name where they are not 150), a chart and
-strips of frames. No times are claimed.
+FLOPs, own task; deep-paired: that with paired heads. few: 16 training clips for 256. lambdas: as the paper's
+Table 5, with the own task. recipes: `auto`, `paper`, `magnitude`, `random` and `depgraph` at the FLOPs of the
+paper's cut, all with ICD and MCA. A seed is one of batches, noise and heads (of profiles and of `random`
+too); steps, rates and clips are the same for all. Students are judged as in `pruning.py`, and against real
+clips. Every finished run is kept in `.bench/ablation/`, and one that was stopped goes on from its last
+checkpoint. Writes `benchmarks/results/ablation-TABLE-DATE.json` (with the steps in its name where they are
+not 150), a chart and strips of frames. No times are claimed.
 
 The shipped teacher leaves its noisy input alone, so that a discriminator on its encoder sees nothing
 (docs/log.md). One that looks is made from it in half an hour of a core, and given as `--teacher DIR`:
