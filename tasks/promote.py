@@ -20,7 +20,7 @@ from tasks.gate import Decision, decide_promotion, overrule
 from tasks.promotion_history import account, finish_begun, move_champion, now
 from tasks.registry import ROLLED_BACK_TAG, candidate_of, version_by_alias
 from tasks.registry_lock import Turn, turn_of
-from tasks.stage import StageJob, StageOutcome
+from tasks.stage import StageJob, StageOutcome, temporary_files_in
 from tasks.tracking import connect, fetch_model
 from vdmini_core.artifacts import digest_of, write_json
 from vdmini_core.errors import ModelError, VDMiniError
@@ -62,7 +62,9 @@ def run(job: StageJob) -> StageOutcome:
         # Nothing was asked of the gate: what it said when it made the champion stays as it was told.
         decision = Decision("keep", (f"version {candidate.version} is the champion already",))
     else:
-        for problem in keep_report(client, candidate, record):
+        with temporary_files_in(job.work):
+            problems = keep_report(client, candidate, record)
+        for problem in problems:
             job.monitor.note(problem)
     write_json(job.out / "decision.json", {"outcome": decision.outcome, "reasons": list(decision.reasons)})
     for reason in decision.reasons:

@@ -309,7 +309,8 @@ def _run_locked(stage: str, root: Path, tracker: StageTracker | None) -> StageRe
                 metrics=outcome.metrics,
             )
         keep_timing(root, stage)
-        page.finish(root / "artifacts" / stage, outcome)
+        with temporary_files_in(work):  # MLflow writes a text there before it sends it
+            page.finish(root / "artifacts" / stage, outcome)
     return StageResult(stage, root / "artifacts" / stage, outcome, tuple(page.notes), seconds)
 
 

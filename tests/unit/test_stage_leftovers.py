@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from tasks.monitor import QuietMonitor
 from tasks.project import change_params, lay_out
 from tasks.stage import CARRIED_OUT, _work_folder, clear_finished, run_stage, stage_params
 from vdmini_core.artifacts import read_json
@@ -59,6 +62,25 @@ def test_parameters_half_written_by_a_killed_process_go_with_the_next_change(roo
     (root / ".params.1.tmp").write_text("of a process that is there")
     change_params(root, assignments=("base.seed=3",))
     assert [path.name for path in root.glob(".params.*")] == [".params.1.tmp"]
+
+
+def test_what_mlflow_writes_before_it_sends_it_lies_in_the_scratch(root: Path) -> None:
+    """A kill in the middle of it then leaves nothing in the temporary folder of the machine."""
+
+    class Page:
+        monitor, notes = QuietMonitor(), ()
+
+        def describe(self) -> dict[str, str]:
+            return {}
+
+        def finish(self, out: Path, outcome: object) -> None:
+            seen.append(Path(tempfile.gettempdir()))
+
+    seen: list[Path] = []
+    before = tempfile.gettempdir()
+    run_stage("prepare", root, lambda *_: nullcontext(Page()))
+    assert [path.parent for path in seen] == [root / ".vdmini" / "work" / "prepare"]
+    assert tempfile.gettempdir() == before
 
 
 def test_how_a_recovery_is_carried_out_does_not_decide_where_it_goes_on(root: Path) -> None:
