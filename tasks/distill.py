@@ -10,10 +10,8 @@ import json
 import logging
 import os
 import shutil
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,14 +20,12 @@ from typing import TYPE_CHECKING, Any
 from tasks.stage import StageJob, StageOutcome
 from vdmini_core.artifacts import read_json, write_json
 from vdmini_core.errors import TrainingError
-from vdmini_core.storage_errors import storage_error
 
 if TYPE_CHECKING:
     from tasks.recovery_worker import RecoverySpec
     from vdmini_core.distillation.depth import Depth
     from vdmini_core.distillation.guards import History
 
-POLL_S = 0.5
 BEGUN = "begun.json"
 KEPT_CHECKPOINTS = 2
 # The others wait in a collective while rank 0 samples and measures; a lost worker is seen by Ray at once.
@@ -168,6 +164,7 @@ def make_spec(job: StageJob, depth: Depth = "full") -> RecoverySpec:
 def fit(job: StageJob, spec: RecoverySpec, storage: Path, found: Path | None) -> None:
     """Train on Ray while this thread, which owns the run pages, forwards the losses."""
     from tasks.ray_runtime import ray_session
+    from tasks.recovery_progress import train_watched
     from tasks.recovery_stop import passed_on, raise_if_stopped
     from tasks.recovery_view import note_restarts
     from tasks.recovery_watch import STARTS
@@ -180,7 +177,7 @@ def fit(job: StageJob, spec: RecoverySpec, storage: Path, found: Path | None) ->
         _demand_the_clusters_device(job)
         trainer = make_trainer(job, spec, storage)
         with passed_on(job.work):
-            _watch(job, trainer.fit)
+            train_watched(job, trainer.fit)
     note_restarts(job)
     if (job.work / "failed.json").exists():
         raise TrainingError(**read_json(job.work / "failed.json"))
@@ -283,80 +280,6 @@ def _mend_snapshot(storage: Path, found: Path | None) -> None:
     whole = all(name and (storage / name).is_dir() for name in names)
     if not whole or (found is not None and found.name not in names):
         path.unlink()
-
-
-def _watch(job: StageJob, train: Callable[[], Any]) -> None:
-    """Run `train` in a thread, forward the losses from here, raise what it raised."""
-    raised: list[BaseException] = []
-
-    def target() -> None:
-        try:
-            train()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=target, name="ray-train", daemon=True)
-    thread.start()
-    with _progress(job) as forward:
-        while thread.is_alive():
-            thread.join(POLL_S)
-            forward()
-    if raised:
-        if plain := storage_error(raised[0]):
-            raise plain from raised[0]
-        if any(words in str(raised[0]).lower() for words in ("out of memory", "low on memory")):
-            raise TrainingError(
-                "the recovery's workers ran out of memory",
-                found=_last_line(raised[0]),
-                fix="`vdmini distill --dry-run` counts what they need and names what would make it fit: "
-                "distill.accumulation, activation_checkpointing, precision or parallel: fsdp2",
-            ) from raised[0]
-        raise TrainingError(
-            "the recovery's workers failed",
-            found=_last_line(raised[0]),
-            fix="run again: it goes on from the last checkpoint; distill.max_failures allows more failures",
-        ) from raised[0]
-
-
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[-1]
-
-
-@contextmanager
-def _progress(job: StageJob) -> Iterator[Callable[[], None]]:
-    """A bar with rate and time left, and a function that forwards the rows that are new."""
-    from tqdm.auto import tqdm
-
-    from tasks.recovery_checkpoints import RowReader
-    from tasks.recovery_view import LiveView
-
-    last, total, bar = 0, job.params.distill.steps, None
-    (job.work / "losses.jsonl").unlink(missing_ok=True)
-    view, reader = LiveView(job), RowReader(job.work / "losses.jsonl")
-    tqdm.write(f"distill: starting {job.params.distill.workers} Ray workers", file=sys.stderr)
-
-    def forward() -> None:
-        nonlocal last, bar
-        last = view.forward(last)
-        # rows up to `last` were seen before a worker was lost; the same numbers come again
-        if not (new := reader.after(last)):
-            return
-        if bar is None:  # only now, so that the rate leaves out Ray's start
-            bar = tqdm(total=total, initial=new[-1]["step"], desc="distill", unit="step", mininterval=0.5)
-        for row in new:
-            live = row.pop("live", {})
-            losses = {f"loss/{k}": v for k, v in row.items() if k != "step"}
-            job.monitor.metrics({**losses, **live}, row["step"])
-        last = new[-1]["step"]
-        bar.set_postfix(total=f"{new[-1]['total']:.4g}", task=f"{new[-1]['task']:.4g}", refresh=False)
-        bar.update(last - bar.n)
-
-    try:
-        yield forward
-        forward()
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 @contextmanager

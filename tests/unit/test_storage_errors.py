@@ -12,7 +12,8 @@ import pytest
 import typer
 
 from flows.compress import worth_retrying
-from tasks import distill
+from tasks import recovery_progress
+from tasks.recovery_progress import train_watched
 from vdmini_core.cli import run_app
 from vdmini_core.errors import TrainingError, VDMiniError
 from vdmini_core.storage_errors import storage_error
@@ -93,10 +94,10 @@ def test_a_full_disk_of_a_recoverys_worker_is_said_as_such(monkeypatch: pytest.M
         raise RuntimeError(text)
 
     job: Any = None
-    monkeypatch.setattr(distill, "_progress", lambda _: nullcontext(lambda: None))
+    monkeypatch.setattr(recovery_progress, "_progress", lambda _: nullcontext(lambda: None))
     with pytest.raises(VDMiniError, match="the disk is full"):
-        distill._watch(job, partial(fail, "worker 0:\nI/O error: No space left on device (os error 28)"))
+        train_watched(job, partial(fail, "worker 0:\nI/O error: No space left on device (os error 28)"))
     with pytest.raises(TrainingError, match="the recovery's workers failed"):
-        distill._watch(job, partial(fail, "killed"))
+        train_watched(job, partial(fail, "killed"))
     with pytest.raises(TrainingError, match=r"ran out of memory[\s\S]*--dry-run"):
-        distill._watch(job, partial(fail, "CUDA out of memory. Tried to allocate 20 GiB"))
+        train_watched(job, partial(fail, "CUDA out of memory. Tried to allocate 20 GiB"))
