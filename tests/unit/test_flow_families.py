@@ -149,7 +149,7 @@ def test_flow_weighting_is_the_error_of_the_velocity() -> None:
     sample = (1 - column) * clean + column * noise
     expected = (predicted - (noise - clean)).square().mean()
     found = task_reconstruction(sample - column * predicted, clean, flow.sigma_of(time), "flow")
-    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_a_cut_wan_learns_and_is_written_as_a_stock_pipeline(tmp_path: Path) -> None:
