@@ -33,6 +33,7 @@ from vdmini_core.bundled import bundled_teacher_path
 from vdmini_core.distillation.cost.batch import meta_batch
 from vdmini_core.distillation.cost.rehearsal import Choices, rehearse
 from vdmini_core.distillation.data import RecoveryBatch
+from vdmini_core.distillation.memory_in_use import large_pieces_apart
 from vdmini_core.distillation.recovery_step import RecoveryStep
 from vdmini_core.metrics.speed import device_name
 from vdmini_core.models.base import Conditions, Family, SamplingSettings
@@ -125,8 +126,10 @@ def high_water() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def use_everything_once() -> None:
-    """What libraries load at their first use is theirs, not the recovery's."""
+def begin_as_a_worker() -> None:
+    """Its bound for large pieces, unless another is set; what libraries load at their first use is theirs."""
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        large_pieces_apart()
     small = torch.nn.Conv2d(4, 4, 3)
     optimizer = torch.optim.AdamW(small.parameters(), fused=True)
     small(torch.randn(1, 4, 8, 8)).sum().backward()
@@ -139,7 +142,7 @@ def measure(name: str, clips: int, steps: int) -> dict[str, Any]:
     if os.environ.get("VDMINI_BENCH_ONEDNN") == "0":
         torch.backends.mkldnn.enabled = False
     drawn(name)
-    use_everything_once()
+    begin_as_a_worker()
     before, ever_before = resident(), high_water()
     step, batch = real_step(name, clips)
     loaded = resident() - before

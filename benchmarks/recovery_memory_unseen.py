@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from recovery_memory import RESULTS, WITHIN, cut, high_water, resident, use_everything_once
+from recovery_memory import RESULTS, WITHIN, begin_as_a_worker, cut, high_water, resident
 
 from vdmini_core.artifacts import library_versions, write_json
 from vdmini_core.distillation.cost.batch import meta_batch
@@ -75,7 +75,7 @@ def measure(case: str, steps: int) -> dict[str, Any]:
     pipeline, cls, config, settings = MODELS[name]
     family, on_meta = family_of_class(pipeline), build_on_meta(cls, config)
     plan = cut(family, on_meta, settings)
-    use_everything_once()
+    begin_as_a_worker()
     before, ever_before = resident(), high_water()
     torch.manual_seed(0)
     teacher: Any = cls.from_config(config).eval()
