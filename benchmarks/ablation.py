@@ -128,7 +128,7 @@ class Recoveries:
             made = {"code": code_version()["digest"][:12]}  # one kept from older code says so
             write_json(folder / "figures.json", self.judge(student, folder) | last_terms(rows) | made)
         figures: dict[str, Any] = read_json(folder / "figures.json")
-        return figures | {"folder": folder.name}
+        return {"code": "not recorded"} | figures | {"folder": folder.name}
 
     def recover(
         self, run: Run, params: DistillParams, folder: Path, title: str
@@ -183,9 +183,19 @@ def last_terms(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return {f"last_{name}": float(np.mean([row[name] for row in tail])) for name in tail[0]}
 
 
+def paper_cut(bench: Bench) -> Plan:
+    """By the paper's recipe."""
+    return bench.plan("paper", 1.0, 0, None, None)
+
+
+def deep_cut(bench: Bench) -> Plan:
+    """To `DEEP_RATIO` of the teacher's FLOPs."""
+    return bench.plan("magnitude", DEEP_RATIO, 0, None, None)
+
+
 def runs(table: str, bench: Bench, seeds: int) -> list[Run]:
     """The students of a table, seed by seed."""
-    paper = bench.plan("paper", 1.0, 0, None, None)
+    paper = paper_cut(bench)
     every = range(seeds)
     if table == "recipes":
         with torch.no_grad():
@@ -197,7 +207,7 @@ def runs(table: str, bench: Bench, seeds: int) -> list[Run]:
             } | {("paper", seed): paper for seed in every}
         both = TERMS["ICD + MCA"]
         return [Run(recipe, plans[recipe, seed], both, seed, {}) for seed in every for recipe in COMPARED]
-    deep = bench.plan("magnitude", DEEP_RATIO, 0, None, None) if table.startswith("deep") else paper
+    deep = deep_cut(bench) if table.startswith("deep") else paper
     tables: dict[str, tuple[dict[str, tuple[float, float]], Plan, dict[str, Any]]] = {
         "terms": (TERMS, paper, {}),
         "own-task": (TERMS, paper, OWN),
@@ -261,10 +271,10 @@ def chart(rows: list[dict[str, Any]], path: Path) -> None:
         for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
             for place, (name, values) in enumerate(means(rows, key).items()):
                 colour = COLOURS.get(name, PALETTE["total"])
-                axes.plot([place] * len(values), values, "o", ms=5, color=colour, alpha=0.8)
                 mine = [row for row in rows if row["name"] == name]
                 for row in mine:
                     at = place + 0.06 * (mine.index(row) - (len(mine) - 1) / 2)
+                    axes.plot([at], [row[key]], "o", ms=5, color=colour, alpha=0.8)
                     axes.plot(
                         [at] * 2, [row[f"{key}_low"], row[f"{key}_high"]], color=colour, lw=1, alpha=0.6
                     )
@@ -320,9 +330,10 @@ def main() -> None:
     told = arguments.teacher.name if arguments.teacher else "mini"
     with torch.no_grad():
         bench = Bench(arguments.clips, profile_clips=8, teacher=arguments.teacher)
-        pruned = bench.judge(bench.plan("paper", 1.0, 0, None, None))
         recoveries = Recoveries(bench, arguments.steps)
     for table in arguments.tables:
+        with torch.no_grad():
+            pruned = bench.judge(deep_cut(bench) if table.startswith("deep") else paper_cut(bench))
         rows = measure(recoveries, table, arguments.seeds, arguments.arms)
         result = {
             "rows": rows,

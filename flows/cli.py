@@ -57,12 +57,14 @@ def run(
         return
     with pipeline_extra():
         from flows.console import RunConsole
+        from flows.own_server import start_own_server
         from flows.quiet import quiet_servers
 
         folder = project_folder(root, workspace, profile, videos, assignments)
         quiet_servers()
         from flows.compress import compress
 
+        start_own_server()
         console = RunConsole(folder)
         reports = compress(root=str(folder), force=force, listen=console.listen)
     summary = console.summary(reports)

@@ -20,10 +20,13 @@ COLUMNS = ("name", "params_ratio", "flops_ratio", "fvd_teacher", "mse_teacher", 
 def run_progressive(folder: Path, steps: int, force: bool, as_json: bool) -> None:
     """Run the rounds of the project in `folder` and say what came out."""
     from flows.console import RunConsole
+    from flows.own_server import start_own_server
     from flows.quiet import quiet_servers
 
     quiet_servers()
     from flows.progressive import progressive
+
+    start_own_server()
 
     def begin(step: Round) -> None:
         typer.echo(f"round {step.number} of {step.count}, {step.size}: {step.folder}", err=True)

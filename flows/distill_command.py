@@ -144,8 +144,12 @@ def _device(
         return with_memory(Device("given", "cuda", tflops * 1e12, None, 0.0, "given"), memory_gib)
     if tflops is not None:
         return device_here(kind, tflops * 1e12, "given")
-    torch.set_num_threads(params.base.threads)
+    # as a worker runs, with its share of the threads; workers on a CPU are added up to the speed of all of it
+    threads, workers = params.base.threads, case.choices.workers
+    torch.set_num_threads(max(1, threads // workers))
     speed = measure_speed(case.teacher, case.settings, kind)
+    if speed and kind == "cpu":
+        speed *= min(threads, workers)
     source = (
         "the teacher's forward pass, measured here" if speed else "too large to be measured here: --device"
     )

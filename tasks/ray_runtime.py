@@ -6,8 +6,10 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
+
+from tasks.apart import started_apart
 
 # Read by Ray when it starts; what the user has set stays.
 QUIET = {
@@ -70,16 +72,18 @@ def _connect(address: str | None, num_cpus: int) -> None:
 
     for left in (2, 1, 0):
         try:
-            ray.init(
-                address=address or "local",  # not the cluster that somebody else has started on this machine
-                num_cpus=None if address else num_cpus,
-                include_dashboard=None if address else False,
-                # A session of our own is nobody else's business: it listens on this machine alone.
-                _node_ip_address=None if address else "127.0.0.1",
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                configure_logging=False,
-            )
+            with nullcontext() if address else started_apart():
+                ray.init(
+                    # "local": not the cluster that somebody else has started on this machine
+                    address=address or "local",
+                    num_cpus=None if address else num_cpus,
+                    include_dashboard=None if address else False,
+                    # A session of our own is nobody else's business: it listens on this machine alone.
+                    _node_ip_address=None if address else "127.0.0.1",
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    configure_logging=False,
+                )
             return
         except Exception as error:  # Ray raises nothing more special
             if address or not left or "timed out during startup" not in str(error):

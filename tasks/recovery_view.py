@@ -80,7 +80,7 @@ class LiveView:
             monitor.note(
                 f"the discriminator's features change by {share} when a clip is exchanged for noise: this "
                 "teacher's encoder does not look at what it would judge, and L_MCA can teach little "
-                "(distill.mca_loss=paired sees more; lambda_mca=0 and lambda_adversarial=0 save its time)"
+                "(lambda_mca=0 and lambda_adversarial=0 save its time)"
             )
         self._history = history
         return last

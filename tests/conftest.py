@@ -8,7 +8,13 @@ from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
 WHOLE_RUNS = ("tests/flows/", "tests/services/")
-OF_FINISHED = ("test_compress.py", "test_registered.py", "test_kills.py", "test_two_runs.py")
+OF_FINISHED = (
+    "test_compress.py",
+    "test_registered.py",
+    "test_kills.py",
+    "test_two_runs.py",
+    "test_ctrl_c.py",
+)
 # Minutes each: begun last, one of them would keep a worker busy while the other has nothing left.
 LONGEST = (
     *("finished_project", "test_team.py", "test_distill.py", "test_progressive.py", "test_own_material.py"),

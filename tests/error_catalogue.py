@@ -141,9 +141,12 @@ def written() -> str:
 
 
 def _cell(text: str) -> str:
-    for sign, safe in (("|", "\\|"), ("<", "&lt;"), (">", "&gt;"), ("\n", " ")):
-        text = text.replace(sign, safe)
-    return text
+    """Text for a cell of a table; within code spans Markdown shows `<` as it is."""
+    spans = text.replace("|", "\\|").replace("\n", " ").split("`")
+    return "`".join(
+        span if index % 2 else span.replace("<", "&lt;").replace(">", "&gt;")
+        for index, span in enumerate(spans)
+    )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from vdmini_core.errors import VDMiniError
 from vdmini_core.printing import JsonOption, print_json, print_rows
 from vdmini_core.storage_errors import storage_error
 
+STOPPED = 130  # by Ctrl-C, as shells have it
+
 
 def inspect(
     model: Annotated[
@@ -90,6 +92,8 @@ def run_app(app: typer.Typer) -> int:
     usage_error: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
     try:
         result = typer.main.get_command(app).main(standalone_mode=False)
+        if result == STOPPED:  # what Typer makes of Ctrl-C
+            return _say_stopped()
         return result if isinstance(result, int) else 0
     except VDMiniError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -98,8 +102,7 @@ def run_app(app: typer.Typer) -> int:
         error.show()
         return 2
     except (typer.Abort, KeyboardInterrupt):
-        sys.stderr.write("stopped; run the same command again to go on\n")
-        return 130
+        return _say_stopped()
     except BrokenPipeError:
         return 1
     except Exception as error:
@@ -107,6 +110,11 @@ def run_app(app: typer.Typer) -> int:
             sys.stderr.write(f"error: {plain}\n")
             return 1
         return _report_unexpected(error)
+
+
+def _say_stopped() -> int:
+    sys.stderr.write("stopped; run the same command again to go on\n")
+    return STOPPED
 
 
 def _report_unexpected(error: Exception) -> int:

@@ -62,7 +62,19 @@ def _values(info: FieldInfo) -> str:
         for key, word in _BOUNDS
         if hasattr(item, key)
     ]
-    return " ".join([text.strip("[]").replace("'", ""), *bounds])
+    return " ".join([_plain(text), *bounds])
+
+
+def _plain(text: str) -> str:
+    """A type as words: choices without brackets, `X or None` for Optional, `list of X` for a tuple."""
+    text = text.replace("'", "")
+    if text.startswith("Optional["):
+        return f"{_plain(text[len('Optional[') : -1].removeprefix('Literal'))} or null"
+    if text.startswith("tuple[") and text.endswith(", ...]"):
+        return f"list of {_plain(text[len('tuple[') : -len(', ...]')].removeprefix('Literal'))}"
+    if text.startswith("dict["):
+        return text
+    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
 
 
 _BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))

@@ -168,6 +168,19 @@ def test_conditions_of_other_families_are_left_alone() -> None:
     assert found["image_embeds"].sum() == 3 and found["added_time_ids"].sum() == 6
 
 
+def test_without_a_weight_the_task_costs_no_second_answer(pipeline, settings) -> None:
+    student = FAMILY.prune(pipeline.unet, ("D.0.pair.1", "U.3.pair.1"))
+    params = DistillParams(steps=4, lambda_task=0, lambda_mca=0)
+    batch = batches_of(pipeline, settings).batch(0)
+    point = list(FAMILY.feature_points(student))[-1]  # behind the cut
+    pairs = [(FAMILY.feature_points(student)[point], FAMILY.feature_points(pipeline.unet)[point])]
+    step = RecoveryStep(
+        FAMILY, student, pipeline.unet, pairs, params, batch, one_step=False, settings=settings
+    )
+    terms = step.step(batch)
+    assert terms["task"] == 0 and terms["total"] > 0
+
+
 def test_numbers_that_a_model_is_told_are_not_dropped() -> None:
     from vdmini_core.distillation.data import _blank
 

@@ -221,12 +221,12 @@ def test_uneven_shares_of_workers_add_up_to_the_whole_batch() -> None:
     """Three workers with 2, 2 and 1 of five clips, in slices or not; the heads' own loss too."""
     batches = toy_batches(5)
     found: dict[tuple[int, int], list[Tensor]] = {}
-    for world, slices in ((1, 1), (1, 2), (3, 1)):
+    for world, slices in ((1, 1), (1, 2), (3, 1), (3, 2)):
         total: list[Tensor] = []
         for rank in range(world):
             # what is averaged: the gradients of student and heads, and the terms
             seen: list[Tensor] = []
-            params = toy_params(batch_size=5, workers=1, accumulation=1)
+            params = toy_params(batch_size=5, workers=1).model_copy(update={"accumulation": slices})
             step = toy_step(
                 params, shallow=True, average=lambda tensors, to=seen: to.extend(map(Tensor.clone, tensors))
             )
@@ -234,7 +234,7 @@ def test_uneven_shares_of_workers_add_up_to_the_whole_batch() -> None:
             total = [a + b for a, b in zip(total, seen, strict=True)] if total else seen
         found[world, slices] = [tensor / world for tensor in total]
     assert [len(batches.batch(0, rank, 3).sigma_B) for rank in range(3)] == [1, 2, 2]
-    for case in ((1, 2), (3, 1)):
+    for case in ((1, 2), (3, 1), (3, 2)):
         for one, whole in zip(found[case], found[1, 1], strict=True):
             assert torch.allclose(one, whole, rtol=1e-3, atol=1e-6), case
 

@@ -239,7 +239,8 @@ class RecoveryStep:
                 lower_B,
             )
             parts.append(self.task_weights["consistency"] * pseudo_huber(fake, target))
-        return torch.stack(parts).sum()
+        # nothing is left where consistency was the whole task and has no weight
+        return torch.stack(parts).sum() if parts else fake.new_zeros(())
 
     def _lower(self, sigma_B: Tensor) -> Tensor | None:
         """The next lower noise levels (B,) for consistency distillation; None where it is off."""

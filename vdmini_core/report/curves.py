@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from vdmini_core.params import is_number
 from vdmini_core.report.figures import (
@@ -115,7 +115,9 @@ def frontier_chart(points: Sequence[dict[str, Any]], path: Path) -> None:
             named[label] = axes.plot([x], [value], marker, color=colour, ms=7, ls="")[0]
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(plain_numbers())
-        axes.yaxis.set_minor_formatter(plain_numbers())
+        low, high = axes.get_ylim()
+        wide = high > 20 * low  # decades label the axis by themselves; within one nothing would
+        axes.yaxis.set_minor_formatter(NullFormatter() if wide else plain_numbers())
         axes.margins(x=0.08, y=0.15)
         axes.set_xlabel("operations of the teacher's denoiser per operation of the student's, ×")
         axes.set_title("Squared error to the teacher's latents, before recovery (lower is better)")

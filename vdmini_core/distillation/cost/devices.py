@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +145,7 @@ def measure_speed(denoiser: Any, settings: SamplingSettings, kind: str, repeats:
         denoiser: on any device, even meta; its config is what counts.
         settings: frames and size.
         kind: `cpu` or `cuda`.
-        repeats: the median of so many passes after one warm-up.
+        repeats: the fastest of so many passes after one warm-up; other work on the machine only slows them.
     """
     count = denoiser_flops(denoiser, settings)[""]
     parameters = sum(p.numel() for p in denoiser.parameters())
@@ -164,4 +163,4 @@ def measure_speed(denoiser: Any, settings: SamplingSettings, kind: str, repeats:
             if kind == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
-    return count / statistics.median(times[1:])
+    return count / min(times[1:])
