@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,8 @@ def test_a_run_with_its_own_server_ends_by_ctrl_c(
             stdout=out,
             stderr=out,
             start_new_session=True,
+            # pytest's processes ignore it, and what they start would inherit that
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
     deadline = time.monotonic() + 300
     while not list((root / ".vdmini" / "work" / "distill").rglob("checkpoint-*")):
