@@ -331,9 +331,10 @@ def main() -> None:
     with torch.no_grad():
         bench = Bench(arguments.clips, profile_clips=8, teacher=arguments.teacher)
         recoveries = Recoveries(bench, arguments.steps)
+        unrecovered = functools.cache(lambda cut: bench.judge(cut(bench)))
     for table in arguments.tables:
         with torch.no_grad():
-            pruned = bench.judge(deep_cut(bench) if table.startswith("deep") else paper_cut(bench))
+            pruned = unrecovered(deep_cut if table.startswith("deep") else paper_cut)
         rows = measure(recoveries, table, arguments.seeds, arguments.arms)
         result = {
             "rows": rows,

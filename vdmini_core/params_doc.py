@@ -66,14 +66,12 @@ def _values(info: FieldInfo) -> str:
 
 
 def _plain(text: str) -> str:
-    """A type as words: choices without brackets, `X or None` for Optional, `list of X` for a tuple."""
-    text = text.replace("'", "")
+    """A type as words: choices without brackets, `X or null` for Optional, `list of X` for a tuple."""
+    text = text.replace("'", "").replace("None", "null")
     if text.startswith("Optional["):
         return f"{_plain(text[len('Optional[') : -1].removeprefix('Literal'))} or null"
     if text.startswith("tuple[") and text.endswith(", ...]"):
         return f"list of {_plain(text[len('tuple[') : -len(', ...]')].removeprefix('Literal'))}"
-    if text.startswith("dict["):
-        return text
     return text[1:-1] if text.startswith("[") and text.endswith("]") else text
 
 
