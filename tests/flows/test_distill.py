@@ -33,6 +33,7 @@ from tasks.recovery_checkpoints import (
 )
 from tasks.recovery_mirror import CHECKPOINTS
 from tasks.recovery_worker import end_leftovers
+from tests.flows.stuck import end_of
 from tests.services.s3_store import s3_store
 from tests.services.s3_store import settings as s3_settings
 from vdmini_core.artifacts import read_json, tree_digests, write_json
@@ -217,10 +218,17 @@ def start_stage(root: Path, address: str, told: Path) -> subprocess.Popen[bytes]
         "MLFLOW_TRACKING_URI": f"sqlite:///{root.parent / 'mlflow.db'}",  # one for all: making it takes long
         "DVC_STAGE": "distill",  # as `dvc repro` calls it: no repository is needed
         "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",  # for `end_of`
     }
     command = [sys.executable, "-m", "flows.cli", "distill", "--json"]
-    with told.open("wb") as sink:
-        return subprocess.Popen(command, cwd=root, env=environment, stdout=sink, start_new_session=True)
+    with told.open("wb") as sink, errors_of(told).open("ab") as errors:
+        return subprocess.Popen(
+            command, cwd=root, env=environment, stdout=sink, stderr=errors, start_new_session=True
+        )
+
+
+def errors_of(told: Path) -> Path:
+    return told.with_suffix(".err")
 
 
 def reached(root: Path, step: int) -> Path | None:
@@ -273,7 +281,7 @@ def test_sigkill_of_a_worker_the_driver_and_a_node_gives_the_same_bytes(
                 changes["distill"] = {**DISTILL, "max_failures": 9}
                 write_json(root / "params.yaml", changes)
                 driver = start_stage(root, cluster.address, told)
-        assert driver.wait(timeout=PATIENCE_S) == 0
+        assert end_of(driver, PATIENCE_S, cluster.address, errors_of(told)) == 0
     finally:
         stop(driver)
     assert tree_digests(root / "artifacts" / "distill") == tree_digests(project / "whole" / "out")
@@ -300,7 +308,7 @@ def test_fewer_workers_with_uneven_shares_go_on_when_a_node_is_lost(project: Pat
             raylets = Counter(worker.parent() for worker in workers)
             assert sorted(raylets.values()) == [1, 2]
             next(raylet for raylet, count in raylets.items() if raylet and count == 1).kill()
-            assert driver.wait(timeout=PATIENCE_S) == 0
+            assert end_of(driver, PATIENCE_S, nodes.address, errors_of(told)) == 0
         finally:
             stop(driver)
     notes = read_json(told)["notes"]
