@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 
 from tasks.apart import started_apart
@@ -89,3 +91,26 @@ def _connect(address: str | None, num_cpus: int) -> None:
             if address or not left or "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
+
+
+def end_training(ended: threading.Event, patience_s: float = 10.0) -> None:
+    """End Ray Train's controllers of this driver, and with them their workers.
+
+    They run on the driver's own node, without a name to ask Ray for them.
+
+    Args:
+        ended: set by the thread that waits for them, when it gets Ray's error.
+        patience_s: a controller that is being started has no process yet.
+    """
+    import psutil
+    import ray
+    from ray._private import state
+
+    deadline = time.monotonic() + patience_s
+    while not ended.is_set() and time.monotonic() < deadline:
+        job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+        for actor in state.actors(job_id=job).values():
+            if actor["ActorClassName"] == "TrainController" and actor["Pid"]:
+                with suppress(psutil.Error):
+                    psutil.Process(actor["Pid"]).kill()
+        ended.wait(0.5)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tasks.ray_runtime import end_training
 from tasks.stage import StageJob
 from vdmini_core.errors import TrainingError
 from vdmini_core.storage_errors import storage_error
@@ -21,35 +22,55 @@ def train_watched(job: StageJob, train: Callable[[], Any]) -> None:
     Raises:
         TrainingError: for what the workers failed of; another `VDMiniError` where it was the storage.
     """
+    with _progress(job) as forward:
+        raised = run_beside(train, forward)
+    if raised is None:
+        return
+    if plain := storage_error(raised):
+        raise plain from raised
+    if any(words in str(raised).lower() for words in ("out of memory", "low on memory")):
+        raise TrainingError(
+            "the recovery's workers ran out of memory",
+            found=_last_line(raised),
+            fix="`vdmini distill --dry-run` counts what they need and names what would make it fit: "
+            "distill.accumulation, activation_checkpointing, precision or parallel: fsdp2",
+        ) from raised
+    raise TrainingError(
+        "the recovery's workers failed",
+        found=_last_line(raised),
+        fix="run again: it goes on from the last checkpoint; distill.max_failures allows more failures",
+    ) from raised
+
+
+def run_beside(train: Callable[[], Any], forward: Callable[[], None]) -> BaseException | None:
+    """Run `train`, which waits for Ray, in a thread, and `forward` again and again in this one.
+
+    Where this thread is stopped (Ctrl-C, an error of `forward`), the training ends, and with it the other
+    thread: a session of Ray that ends while a thread waits in its native code takes the process down.
+
+    Returns:
+        What `train` raised.
+    """
     raised: list[BaseException] = []
+    # Not `Thread.join`: one that Ctrl-C interrupts takes the running thread for a dead one (CPython 3.11).
+    ended = threading.Event()
 
     def target() -> None:
         try:
             train()
         except BaseException as error:
             raised.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=target, name="ray-train", daemon=True)
-    thread.start()
-    with _progress(job) as forward:
-        while thread.is_alive():
-            thread.join(POLL_S)
+    threading.Thread(target=target, name="ray-train", daemon=True).start()
+    try:
+        while not ended.wait(POLL_S):
             forward()
-    if raised:
-        if plain := storage_error(raised[0]):
-            raise plain from raised[0]
-        if any(words in str(raised[0]).lower() for words in ("out of memory", "low on memory")):
-            raise TrainingError(
-                "the recovery's workers ran out of memory",
-                found=_last_line(raised[0]),
-                fix="`vdmini distill --dry-run` counts what they need and names what would make it fit: "
-                "distill.accumulation, activation_checkpointing, precision or parallel: fsdp2",
-            ) from raised[0]
-        raise TrainingError(
-            "the recovery's workers failed",
-            found=_last_line(raised[0]),
-            fix="run again: it goes on from the last checkpoint; distill.max_failures allows more failures",
-        ) from raised[0]
+    except BaseException:
+        end_training(ended)
+        raise
+    return raised[0] if raised else None
 
 
 def _last_line(error: BaseException) -> str:

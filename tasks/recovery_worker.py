@@ -216,6 +216,8 @@ def train_loop(
     watch = Watch(spec, recovery, history, place.rank)
     params, work = recovery.params, Path(spec.work)
     live = work / LOSSES if place.rank == 0 else Path(os.devnull)
+    if place.rank == 0:  # a worker on a node that was given up may still write into the file it has open
+        live.unlink(missing_ok=True)
     ahead = BatchesAhead(batches, params.steps, next(recovery.student.parameters()).device)
     with ahead, live.open("w", encoding="utf-8", buffering=1) as log:
         log.writelines(curve.lines())

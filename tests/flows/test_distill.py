@@ -45,6 +45,7 @@ from vdmini_core.pruning.recipes import make_plan
 from vdmini_core.pruning.surgery import apply_plan
 from vdmini_core.teacher.architecture import build_pipeline
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS, EVERY = 12, 3
 PATIENCE_S = 500  # seconds suffice on an idle machine
 # Small steps: Adam moves a weight whose gradient is nothing but rounding as far as any other, so that with
@@ -100,7 +101,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(project: Path, name: str, stderr: Any = None, **changes: object) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", DRIVER, str(project), name, repr({**DISTILL, **changes})]
     return subprocess.Popen(command, start_new_session=True, env=environment, cwd=project, stderr=stderr)
 
@@ -213,7 +214,7 @@ def add_node(nodes: Cluster, cpus: int) -> None:
 def start_stage(root: Path, address: str, told: Path) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "PYTHONPATH": str(ROOT),
         "RAY_ADDRESS": address,
         "MLFLOW_TRACKING_URI": f"sqlite:///{root.parent / 'mlflow.db'}",  # one for all: making it takes long
         "DVC_STAGE": "distill",  # as `dvc repro` calls it: no repository is needed
@@ -289,6 +290,41 @@ def test_sigkill_of_a_worker_the_driver_and_a_node_gives_the_same_bytes(
     assert any(note.startswith("distill went on from step") for note in notes)
     assert any(note.startswith("distill lost workers and started them again") for note in notes)
     assert children and not [pid for pid in children if running(pid)]
+
+
+WAITING_DRIVER = """
+import asyncio, threading
+import ray
+from tasks.ray_runtime import ray_session
+from tasks.recovery_progress import run_beside
+with ray_session(1):
+    @ray.remote(num_cpus=0)
+    class TrainController:
+        async def wait(self):
+            await asyncio.sleep(1000)
+    endless, looks, over = TrainController.remote(), [], threading.Event()
+    def train():
+        try:
+            ray.get(endless.wait.remote())
+        finally:
+            over.set()
+    def forward():
+        looks.append(1)
+        if len(looks) == 4:
+            raise KeyError
+    try:
+        run_beside(train, forward)
+    except KeyError:
+        left = over.is_set()
+raise SystemExit(5 if left else 6)
+"""
+
+
+def test_a_driver_that_leaves_ends_its_waiting_thread_first(cluster: Cluster) -> None:
+    """A session of Ray that ends under a waiting thread crashes the process, once in two times."""
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address, "PYTHONPATH": str(ROOT)}
+    driver = subprocess.run([sys.executable, "-c", WAITING_DRIVER], env=environment, timeout=PATIENCE_S)
+    assert driver.returncode == 5
 
 
 @pytest.mark.long
