@@ -30,6 +30,8 @@ BEGUN = "begun.json"
 KEPT_CHECKPOINTS = 2
 # The others wait in a collective while rank 0 samples and measures; a lost worker is seen by Ray at once.
 PATIENCE_S = 6 * 3600
+# Workers that fail before they train, or for whom there is no room for a minute; Ray would try without end.
+FAILED_STARTS = 60
 TAIL = 0.1  # share of the last steps over which the final terms are averaged
 # Read by Ray when its parts are imported or started; what the user has set stays.
 RAY_SETTINGS = {
@@ -235,7 +237,9 @@ def make_trainer(job: StageJob, spec: RecoverySpec, storage: Path) -> Any:
         run_config=ray_config.RunConfig(
             name=storage.name,
             storage_path=str(storage.parent),
-            failure_config=ray_config.FailureConfig(max_failures=params.max_failures),
+            failure_config=ray_config.FailureConfig(
+                max_failures=params.max_failures, controller_failure_limit=FAILED_STARTS
+            ),
             checkpoint_config=ray_config.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             worker_runtime_env={"env_vars": worker_environment(job)},
             logging_config=ray_config.LoggingConfig(log_level="ERROR"),

@@ -109,8 +109,8 @@ def end_training(ended: threading.Event, patience_s: float = 10.0) -> None:
     deadline = time.monotonic() + patience_s
     while not ended.is_set() and time.monotonic() < deadline:
         job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-        for actor in state.actors(job_id=job).values():
-            if actor["ActorClassName"] == "TrainController" and actor["Pid"]:
+        for actor in state.actors(job_id=job, actor_state_name="ALIVE").values():
+            if actor["ActorClassName"] == "TrainController":
                 with suppress(psutil.Error):
                     psutil.Process(actor["Pid"]).kill()
         ended.wait(0.5)

@@ -5,6 +5,8 @@ Ray's own actors unpickle this, so it imports nothing that only the workers need
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray.train.torch import TorchConfig
@@ -14,11 +16,37 @@ from tasks.recovery_stop import listen
 _TorchBackend: Any = TorchConfig().backend_cls
 
 
-class _ListeningBackend(_TorchBackend):
+class ListeningBackend(_TorchBackend):
+    """Ray Train's hooks around the workers; they run in its controller."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Connect the workers."""
+        with _given_back(worker_group):
+            super().on_start(worker_group, backend_config)
+
     def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Make the workers ready to train."""
+        with _given_back(worker_group):
+            super().on_training_start(worker_group, backend_config)
+            self.instruct(worker_group)
+
+    def instruct(self, worker_group: Any) -> None:
         """The training function runs in a thread, where no signal arrives; this runs in the main one."""
-        super().on_training_start(worker_group, backend_config)
         worker_group.execute(listen)
+
+
+@contextmanager
+def _given_back(worker_group: Any) -> Iterator[None]:
+    """Workers that are lost while they start give back what they took.
+
+    Ray 2.60 forgets such a group as it stands: its nodes' CPUs and GPUs stay taken, and where there are no
+    others the next group waits for them without end.
+    """
+    try:
+        yield
+    except BaseException:
+        worker_group.get_worker_group_state().shutdown()
+        raise
 
 
 class RecoveryTorchConfig(TorchConfig):
@@ -27,7 +55,7 @@ class RecoveryTorchConfig(TorchConfig):
     @property
     def backend_cls(self) -> Any:
         """What Ray calls when the workers start."""
-        return _ListeningBackend
+        return ListeningBackend
 
 
 def recover(config: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 _SHOW = """
@@ -39,11 +40,12 @@ def end_of(driver: subprocess.Popen[bytes], seconds: float, address: str, errors
     try:
         return driver.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
-        command = [sys.executable, "-c", _SHOW, address]
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        command = ["timeout", "-s", "KILL", "120", sys.executable, "-c", _SHOW, address]
+        shown = subprocess.run(command, capture_output=True, text=True, check=False)
         driver.send_signal(signal.SIGABRT)
-        driver.wait(timeout=60)
+        with suppress(subprocess.TimeoutExpired):
+            driver.wait(timeout=60)
         said = errors.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
         kept = [line[:160] for line in said if "[state-dump]" not in line and line.strip()]
-        told = "\n".join([f"not ended after {seconds} s", shown.stdout, *kept[-70:]])
+        told = "\n".join([f"not ended after {seconds} s", shown.stdout, shown.stderr[-500:], *kept[-70:]])
         raise AssertionError(told) from None

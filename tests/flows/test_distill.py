@@ -285,6 +285,7 @@ def test_sigkill_of_a_worker_the_driver_and_a_node_gives_the_same_bytes(
         assert end_of(driver, PATIENCE_S, cluster.address, errors_of(told)) == 0
     finally:
         stop(driver)
+        print(errors_of(told).read_text(encoding="utf-8", errors="replace")[-8000:])
     assert tree_digests(root / "artifacts" / "distill") == tree_digests(project / "whole" / "out")
     notes = read_json(told)["notes"]
     assert any(note.startswith("distill went on from step") for note in notes)
@@ -293,28 +294,29 @@ def test_sigkill_of_a_worker_the_driver_and_a_node_gives_the_same_bytes(
 
 
 WAITING_DRIVER = """
-import asyncio, threading
+import asyncio, os, signal, threading
 import ray
 from tasks.ray_runtime import ray_session
 from tasks.recovery_progress import run_beside
+signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's processes ignore it
 with ray_session(1):
     @ray.remote(num_cpus=0)
     class TrainController:
+        async def start(self):
+            pass
         async def wait(self):
             await asyncio.sleep(1000)
-    endless, looks, over = TrainController.remote(), [], threading.Event()
+    endless, over = TrainController.remote(), threading.Event()
+    ray.get(endless.start.remote())
     def train():
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
         try:
             ray.get(endless.wait.remote())
         finally:
             over.set()
-    def forward():
-        looks.append(1)
-        if len(looks) == 4:
-            raise KeyError
     try:
-        run_beside(train, forward)
-    except KeyError:
+        run_beside(train, lambda: None)
+    except KeyboardInterrupt:
         left = over.is_set()
 raise SystemExit(5 if left else 6)
 """
